@@ -1,0 +1,268 @@
+"""The store of what stages made: content-addressed directories, and the keys that say which stage made which.
+
+artifacts/<kind>/<digest12>/   files, and manifest.json written last: without it the directory does not exist
+keys/<stage>/<VERSION>/<digest>.json   → the artefact that this stage made of these inputs
+keys/store-id                  tells this store from another one at the same place
+locks/, tmp/                   two builders of one key take turns; what is unfinished lies apart
+"""
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from potstill.errors import ArtifactDamagedError, ArtifactMissingError
+from potstill.fingerprint import code_revision, file_sha256, fingerprint
+from potstill.home import potstill_home
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+class ArtifactRef(BaseModel):
+    """What crosses a task boundary in place of rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    uri: str
+    """The directory: relative to the store's root, or absolute where it lies outside a store."""
+    digest: str
+    """sha256 over the kind and every file's name and sha256."""
+    num_rows: int
+
+
+class StageKey(NamedTuple):
+    """A stage's cache key: its name, its VERSION, and the fingerprint of its inputs and config."""
+
+    stage: str
+    version: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.version}/{self.digest}"
+
+
+class Manifest(BaseModel):
+    """The last file written into an artefact, and its proof of being whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    schema_version: int
+    digest: str
+    num_rows: int
+    files: dict[str, str]
+    """sha256 of each file, by its path in the directory."""
+    inputs: tuple[str, ...]
+    """Digests of the artefacts it was made from."""
+    key: str
+    recipe_fingerprint: str
+    code_revision: str
+    created_at: datetime
+
+
+class _KeyRecord(BaseModel):
+    ref: ArtifactRef
+    generation: int
+    """How often this key had to be built again because its artefact was missing or damaged."""
+
+
+class ArtifactStore:
+    """Artefacts and keys below one directory.
+
+    Errors: `ArtifactMissingError`, `ArtifactDamagedError` where a reference cannot be honoured.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def build(
+        self,
+        key: StageKey,
+        kind: str,
+        produce: Callable[[Path], int],
+        *,
+        inputs: Sequence[ArtifactRef] = (),
+        recipe_fingerprint: str = "",
+    ) -> ArtifactRef:
+        """Return what `key` names, calling `produce(directory) → num_rows` only where the store does not hold it whole.
+
+        Two processes that build one key take turns, and the second finds the first one's work.
+        """
+        lock_path = self.root / "locks" / f"{key.stage}-{key.digest[:24]}.lock"
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock_path):
+            if (found := self.lookup(key)) is not None:
+                return found
+            workplace = self.root / "tmp" / f"{key.stage}-{key.digest[:24]}"
+            shutil.rmtree(workplace, ignore_errors=True)
+            workplace.mkdir(parents=True)
+            try:
+                num_rows = produce(workplace)
+                ref = self._adopt(workplace, kind, num_rows, key, inputs, recipe_fingerprint)
+            finally:
+                shutil.rmtree(workplace, ignore_errors=True)
+            record = self._record(key)
+            generation = 0 if record is None else record.generation + 1
+            write_atomically(self._key_path(key), _KeyRecord(ref=ref, generation=generation).model_dump_json())
+            return ref
+
+    def lookup(self, key: StageKey) -> ArtifactRef | None:
+        """The artefact that `key` names, every byte verified; None where it is absent, incomplete or damaged."""
+        record = self._record(key)
+        if record is None:
+            return None
+        return record.ref if _is_whole(self.root / record.ref.uri, record.ref) else None
+
+    def mirror_key(self, key: StageKey) -> str:
+        """The key under which a scheduler's own cache may remember what `key` names.
+
+        It changes when the store is another one, and when the artefact has to be built again.
+        """
+        record = self._record(key)
+        generation = 0 if record is None else record.generation + (self.lookup(key) is None)
+        return f"{self._store_id()}/{key}" + (f"/{generation}" if generation else "")
+
+    def path(self, ref: ArtifactRef) -> Path:
+        """The directory of an artefact; raises `ArtifactMissingError` where its manifest is gone or another's."""
+        directory = self.root / ref.uri
+        if _read_manifest(directory).digest != ref.digest:
+            raise ArtifactMissingError(
+                f"{directory} no longer holds {ref.kind} {ref.digest[:12]}: run the recipe again"
+            )
+        return directory
+
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        return _read_manifest(self.path(ref))
+
+    def export(self, ref: ArtifactRef, destination: Path) -> None:
+        """Copy an artefact into a directory of the user's, its manifest last."""
+        source = self.path(ref)
+        destination.mkdir(parents=True, exist_ok=True)
+        (destination / MANIFEST).unlink(missing_ok=True)
+        shutil.copytree(source, destination, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        shutil.copy2(source / MANIFEST, destination / MANIFEST)
+
+    def _adopt(
+        self, workplace: Path, kind: str, num_rows: int, key: StageKey, inputs: Sequence[ArtifactRef], recipe: str
+    ) -> ArtifactRef:
+        files = _digest_files(workplace)
+        digest = fingerprint({"kind": kind, "files": files})
+        manifest = Manifest(
+            kind=kind,
+            schema_version=SCHEMA_VERSION,
+            digest=digest,
+            num_rows=num_rows,
+            files=files,
+            inputs=tuple(ref.digest for ref in inputs),
+            key=str(key),
+            recipe_fingerprint=recipe,
+            code_revision=code_revision(),
+            created_at=datetime.now(UTC),
+        )
+        final = self.root / "artifacts" / kind / digest[:12]
+        ref = ArtifactRef(kind=kind, uri=str(final.relative_to(self.root)), digest=digest, num_rows=num_rows)
+        if _is_whole(final, ref):
+            return ref
+        for name in files:
+            _sync(workplace / name)
+        write_atomically(workplace / MANIFEST, manifest.model_dump_json(indent=2))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(final, ignore_errors=True)
+        workplace.rename(final)
+        _sync(final.parent)
+        return ref
+
+    def _key_path(self, key: StageKey) -> Path:
+        return self.root / "keys" / f"{key}.json"
+
+    def _record(self, key: StageKey) -> _KeyRecord | None:
+        try:
+            return _KeyRecord.model_validate_json(self._key_path(key).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def _store_id(self) -> str:
+        path = self.root / "keys" / "store-id"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / "keys" / ".store-id.lock"):
+            if not path.exists():
+                write_atomically(path, uuid.uuid4().hex[:12])
+            return path.read_text()
+
+
+def open_store() -> ArtifactStore:
+    """The store of `POTSTILL_HOME`."""
+    return ArtifactStore(potstill_home())
+
+
+def load_artifact(directory: Path, kind: str, *, expected_digest: str | None = None) -> ArtifactRef:
+    """Verify an artefact directory, inside a store or not, and return its reference.
+
+    Errors: `ArtifactMissingError` (no manifest, or another artefact), `ArtifactDamagedError` (files differ from it).
+    """
+    manifest = _read_manifest(directory)
+    if manifest.kind != kind:
+        raise ArtifactMissingError(f"{directory} holds a {manifest.kind}, not a {kind}: name another directory")
+    if expected_digest is not None and manifest.digest != expected_digest:
+        raise ArtifactMissingError(f"{directory} holds {manifest.digest[:12]}, not {expected_digest[:12]}")
+    found = _digest_files(directory)
+    wrong = sorted(name for name, digest in manifest.files.items() if found.get(name) != digest)
+    if wrong:
+        raise ArtifactDamagedError(f"{directory}: {', '.join(wrong)} differ from manifest.json: build it again")
+    return ArtifactRef(kind=kind, uri=str(directory), digest=manifest.digest, num_rows=manifest.num_rows)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file whole: after a crash it holds the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _is_whole(directory: Path, ref: ArtifactRef) -> bool:
+    try:
+        load_artifact(directory, ref.kind, expected_digest=ref.digest)
+    except ArtifactMissingError:
+        return False
+    except ArtifactDamagedError as error:
+        log.warning("%s will be built again: %s", ref.kind, error)
+        return False
+    return True
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactMissingError(f"{directory} has no manifest.json: it is no finished artefact") from None
+    except ValidationError as error:
+        raise ArtifactDamagedError(f"{directory / MANIFEST} cannot be read ({error.error_count()} errors)") from None
+
+
+def _digest_files(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(directory)): file_sha256(path) for path in files}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Arms generated, scored and summarised."""

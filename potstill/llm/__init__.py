@@ -1,0 +1,1 @@
+"""The one client of chat-completion endpoints: providers, limiter, retrying, pricing, keys."""

@@ -1,0 +1,184 @@
+"""The recipe: everything that decides what a run does. Frozen; YAML in, fingerprint out."""
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from potstill.fingerprint import fingerprint
+from potstill.records import TaskKind
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Usd = Annotated[Decimal, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """A section of the recipe; the description of each field is what a form shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Task(Part):
+    """What the student has to do."""
+
+    kind: TaskKind = Field(description="How answers are checked and scored.")
+    labels: tuple[str, ...] = Field(default=(), description="Classification: the only answers that count.")
+
+    @model_validator(mode="after")
+    def _labels_fit_kind(self) -> Self:
+        if self.kind == "classification" and len(set(self.labels)) < 2:
+            raise ValueError("a classification needs at least two labels: list them in task.labels")
+        if self.kind != "classification" and self.labels:
+            raise ValueError("labels belong to a classification: remove task.labels")
+        return self
+
+
+class Curation(Part):
+    """From logs to a prompt set."""
+
+    inputs: tuple[str, ...] = Field(min_length=1, description="Request logs or chat JSONL; globs are allowed.")
+    workload: str | None = Field(default=None, description="Keep only the log's lines with this workload_id.")
+    validation_fraction: Fraction = Field(default=0.05, description="Share of prompts to watch training with.")
+    test_fraction: Fraction = Field(default=0.2, description="Share of prompts that only evaluation sees.")
+    split_key: str = Field(default="potstill", description="Keys the split. Changing it moves prompts between splits.")
+    max_bad_fraction: Fraction = Field(default=0.2, description="More unusable lines than this stop the run.")
+
+    @model_validator(mode="after")
+    def _leaves_prompts_to_train(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction + test_fraction leave nothing to train on: keep their sum below 1")
+        return self
+
+
+class Price(Part):
+    """USD for a million tokens, where the price list does not know the model or another price was agreed."""
+
+    input_per_million: Usd = Field(description="USD for a million prompt tokens.")
+    output_per_million: Usd = Field(description="USD for a million completion tokens.")
+
+
+class Teacher(Part):
+    """The model that answers each prompt once."""
+
+    provider: Literal["openai", "openai_compatible"] = Field(
+        default="openai", description="The protocol of its endpoint."
+    )
+    model: str = Field(min_length=1, description="The model's name at the provider.")
+    base_url: str | None = Field(default=None, description="Address of the API, such as http://127.0.0.1:8000/v1.")
+    api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
+    price: Price | None = Field(default=None, description="Overrides the price list.")
+    max_tokens: int = Field(default=1024, ge=1, description="Longest answer, in tokens.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Left to the provider when empty.")
+    seed: int | None = Field(default=None, description="Sent to the provider when set.")
+    samples: int = Field(default=1, ge=1, le=16, description="Answers asked for each prompt.")
+    concurrency: int = Field(default=16, ge=1, le=1024, description="Requests in flight at most.")
+    rpm: int | None = Field(default=None, ge=1, description="Requests a minute at most.")
+    tpm: int | None = Field(default=None, ge=1, description="Tokens a minute at most.")
+    timeout_seconds: float = Field(default=120, gt=0, description="How long one request may take.")
+    batch_size: int = Field(default=64, ge=1, description="Prompts in one Prefect task.")
+    attest: str | None = Field(
+        default=None, description="Your statement that the teacher's terms allow training on its output."
+    )
+
+    @model_validator(mode="after")
+    def _has_address(self) -> Self:
+        if self.provider == "openai_compatible" and not self.base_url:
+            raise ValueError("an openai_compatible teacher needs base_url, such as http://127.0.0.1:8000/v1")
+        return self
+
+
+class Budget(Part):
+    """What may be spent."""
+
+    run_usd: Usd | None = Field(default=None, description="Cap of one run and its resumptions, in USD.")
+
+
+class Student(Part):
+    """The base model that is taught."""
+
+    base: str = Field(description="A hub id, a directory, or package:NAME for a model that an installed package ships.")
+    revision: str | None = Field(default=None, description="Commit of the hub repository.")
+
+
+class Dpo(Part):
+    """The optional second rung: chosen = teacher, rejected = the student base's own output."""
+
+    learning_rate: float = Field(default=5e-6, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_pairs: int = Field(default=1000, ge=1, description="Pairs used at most, in the order of their prompt ids.")
+
+
+class Training(Part):
+    """How the student learns. LoRA on all linear layers, loss on the completion only."""
+
+    epochs: float = Field(default=2.0, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    batch_size: int = Field(default=16, ge=1, description="Sequences a step.")
+    max_length: int = Field(
+        default=2048, ge=16, description="Tokens of prompt and completion; longer examples are dropped."
+    )
+    lora_rank: Literal[1, 8, 16, 32, 64, 128] = Field(default=32, description="Ranks that vLLM can serve.")
+    lora_alpha: int = Field(default=64, ge=1)
+    seed: int = 0
+    checkpoint_steps: int = Field(default=20, ge=1, description="A crash costs at most these steps.")
+    dpo: Dpo | None = Field(default=None, description="Adds a DPO rung after SFT.")
+
+
+class Evaluation(Part):
+    """How answers to the test split are generated."""
+
+    max_tokens: int = Field(default=512, ge=1, description="Longest answer of the student, in tokens.")
+    batch_size: int = Field(default=16, ge=1, description="Prompts generated together.")
+
+
+class Gate(Part):
+    """When the student may serve."""
+
+    retention_floor: float = Field(
+        default=0.95, gt=0, le=1, description="Share of the teacher's score that must be kept."
+    )
+    alpha: float = Field(
+        default=0.05, gt=0, lt=0.5, description="Chance to pass a student that lies exactly at the floor."
+    )
+    champion_margin: float = Field(default=0.03, ge=0, lt=1, description="How much worse than the champion it may be.")
+    min_prompts: int = Field(default=50, ge=1, description="Below this many scored test prompts nothing is decided.")
+
+
+class Serving(Part):
+    """The machine that serves, for the account of costs."""
+
+    usd_per_hour: Usd = Field(default=Decimal("1.0"), description="Price of an hour of the serving machine, in USD.")
+
+
+class Recipe(Part):
+    """One student: what it learns, from whom, on which prompts, and when it may serve."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Names runs, releases and the served model.")
+    notes: str = Field(default="", description="What a reader of the report must know about this recipe.")
+    task: Task
+    curation: Curation
+    teacher: Teacher
+    budget: Budget = Budget()
+    student: Student
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    gate: Gate = Gate()
+    serving: Serving = Serving()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the whole recipe, 64 hex digits; the order of its fields and the layout of its YAML do not count."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def allowed_values(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The names that are allowed at a place in the recipe: the fields of the section that holds it."""
+    current: Any = model
+    for name in path[:-1]:
+        annotation = current.model_fields[name].annotation if name in getattr(current, "model_fields", {}) else None
+        parts = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+        if current is None:
+            return []
+    return sorted(current.model_fields)

@@ -1,0 +1,98 @@
+"""Reads a recipe from YAML and says what is wrong with it: file, line, field, value, what is allowed, what was meant."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from potstill.errors import RecipeError
+from potstill.recipe import Recipe, allowed_values
+
+Location = tuple[str | int, ...]
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe; each override is `field.of.section=VALUE`, its value in YAML.
+
+    Errors: `RecipeError`, every fault of the file in one message.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = get_close_matches(path.name, [found.name for found in path.parent.glob("*.y*ml")], n=1, cutoff=0.5)
+        raise RecipeError(f"{path}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = _line_numbers(path, node) if node else {}
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(Recipe.model_fields)}")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(path, lines, detail) for detail in error.errors())) from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator:
+        raise RecipeError(f"--set {override}: write it as section.field=VALUE, such as training.epochs=1")
+    *sections, field = name.strip().split(".")
+    for section in sections:
+        inner = data.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override}: {section} is no section of the recipe")
+        data = inner
+    data[field] = yaml.safe_load(value)
+
+
+def _line_numbers(path: Path, node: yaml.Node, place: Location = ()) -> dict[Location, int]:
+    lines = {place: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*place, key.value)
+            if inner in lines:
+                raise RecipeError(f"{path}:{key.start_mark.line + 1}: {_dotted(inner)} is given twice: keep one")
+            lines |= _line_numbers(path, value, inner)
+            lines[inner] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines |= _line_numbers(path, value, (*place, index))
+    return lines
+
+
+def _explain(path: Path, lines: dict[Location, int], detail: ErrorDetails) -> str:
+    place: Location = detail["loc"]
+    line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
+    where = f"{path}:{line}" if line else str(path)
+    name, value = _dotted(place), detail["input"]
+    if detail["type"] == "extra_forbidden":
+        allowed = allowed_values(Recipe, place)
+        return f"{where}: {name}: unknown field (value {value!r}){_suggest(str(place[-1]), allowed)}"
+    if detail["type"] == "missing":
+        return f"{where}: {name}: required, but missing: add it"
+    if detail["type"] == "literal_error":
+        allowed = [part.strip("' ") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        return f"{where}: {name}: {value!r} is not allowed{_suggest(str(value), allowed)}"
+    if detail["type"] == "value_error":
+        return f"{where}: {name}: {detail['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {name}: {value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _suggest(given: str, allowed: list[str]) -> str:
+    near = get_close_matches(given, allowed, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{hint} Allowed: {', '.join(allowed)}"
+
+
+def _dotted(place: Location) -> str:
+    return ".".join(str(part) for part in place)

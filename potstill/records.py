@@ -1,0 +1,159 @@
+"""The rows on disk. Messages and tools are kept as JSON text, so that no row changes another row's column type."""
+
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+Split = Literal["train", "validation", "test"]
+TaskKind = Literal["classification", "extraction"]
+Message = dict[str, Any]
+"""One chat message in OpenAI's form: `{"role": …, "content": …}`, tool calls included."""
+
+
+class Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Prompt(Row):
+    """One production prompt of a `PromptSet`, after redaction."""
+
+    prompt_id: str
+    """sha256 of the canonical JSON of messages and tools, 32 hex digits."""
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    task_kind: TaskKind
+    workload: str
+    """Which task of the traffic it belongs to; "" where the log names none."""
+    group_id: str
+    """Prompts of one group always share a split."""
+    split: Split
+    source: str
+    """`file:line` of its first appearance."""
+    row_id: str | None = None
+    """The caller's own id, where the input had one."""
+    reference: str | None = None
+    """The gold answer, where the input had one."""
+
+
+class Usage(Row):
+    """Tokens of one answer, by kind. `input` includes `cached_input`; `output` includes `reasoning`."""
+
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+class Completion(Row):
+    """One answer to one prompt: the teacher's, or an arm's in an evaluation."""
+
+    prompt_id: str
+    sample_index: int = 0
+    teacher: str
+    """The model that answered, as it was asked for."""
+    completion: str
+    """The text of the answer; "" where it holds only tool calls."""
+    message: Message
+    """The assistant message as it came."""
+    finish_reason: str
+    usage: Usage
+    cost_usd: Decimal = Decimal(0)
+    """What the attempts behind this answer cost, unusable ones included."""
+    seconds: float = 0.0
+    """Wall time of the request, or of this prompt's share of its batch."""
+    quarantine: str | None = None
+    """Why the answer must not be trained on; None when it may be."""
+
+
+class Example(Row):
+    """One SFT row, TRL's conversational prompt/completion form."""
+
+    prompt_id: str
+    prompt: list[Message]
+    completion: list[Message]
+    split: Split
+
+
+class Preference(Row):
+    """One DPO row: chosen is the teacher's answer, rejected the student base's own."""
+
+    prompt_id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    split: Split
+
+
+class QuarantinedLine(Row):
+    """An input line that could not be used; its file is readable by the owner only."""
+
+    file: str
+    line: int = Field(ge=0)
+    reason: str
+    excerpt: str
+    """The first 200 characters, redacted."""
+
+
+R = TypeVar("R", bound=Row)
+
+
+def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:
+    """Write one JSON object a line and return how many."""
+    count = 0
+    with path.open("wb") as file:
+        for row in rows:
+            data = row.model_dump(mode="json") if isinstance(row, BaseModel) else row
+            file.write(orjson.dumps(data) + b"\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: Path, model: type[R]) -> Iterator[R]:
+    """Yield the rows of a JSONL file that Potstill wrote."""
+    with path.open("rb") as file:
+        for line in file:
+            yield model.model_validate_json(line)
+
+
+def write_parquet(path: Path, rows: Iterable[R], model: type[R], *, batch_rows: int = 4096) -> int:
+    """Write rows as Parquet and return how many. Numbers and strings are native columns, all else is JSON text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = {int: pa.int64(), float: pa.float64()}
+    fields = {name: info.annotation for name, info in model.model_fields.items()}
+    schema = pa.schema([(name, numbers.get(kind, pa.string())) for name, kind in fields.items()])  # type: ignore[arg-type]
+    as_json = _json_columns(model)
+    count = 0
+    iterator = iter(rows)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while batch := list(islice(iterator, batch_rows)):
+            dumped = [row.model_dump(mode="json") for row in batch]
+            for row in dumped:
+                row.update({name: orjson.dumps(row[name]).decode() for name in as_json if row[name] is not None})
+            writer.write_batch(pa.RecordBatch.from_pylist(dumped, schema=schema))
+            count += len(batch)
+    return count
+
+
+def read_parquet(path: Path, model: type[R]) -> Iterator[R]:
+    """Yield the rows of a Parquet file that `write_parquet` wrote."""
+    import pyarrow.parquet as pq
+
+    as_json = _json_columns(model)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                row.update({name: orjson.loads(row[name]) for name in as_json if row[name] is not None})
+                yield model.model_validate(row)
+
+
+def _json_columns(model: type[Row]) -> tuple[str, ...]:
+    """The fields that hold a list, a dict or another model."""
+    flat = (str, int, float, Decimal, str | None, Split, TaskKind)
+    return tuple(name for name, info in model.model_fields.items() if info.annotation not in flat)

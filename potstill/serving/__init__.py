@@ -1,0 +1,1 @@
+"""The released student behind an OpenAI-compatible endpoint."""

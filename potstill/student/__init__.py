@@ -1,0 +1,1 @@
+"""The student model: where its base comes from, and the one way it generates."""

@@ -1,0 +1,1 @@
+"""Each prompt answered once by the teacher."""

@@ -1,0 +1,1 @@
+"""SFT and DPO of the student, in a subprocess of its own."""
