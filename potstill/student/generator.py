@@ -3,7 +3,7 @@
 Runs only in a generation or serving child; torch and transformers are imported there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,9 +77,30 @@ class StudentGenerator:
         self, conversations: Sequence[Conversation], *, adapter: str | None, max_tokens: int
     ) -> list[Generated]:
         """Answer a batch of conversations, with an adapter or (None) as the base; answers come in the same order."""
+        return self._decode([self.encode(conversation) for conversation in conversations], adapter, max_tokens)
+
+    def answer(
+        self, prompt: list[int], *, adapter: str | None, max_tokens: int, on_text: Callable[[str], bool]
+    ) -> Generated:
+        """Answer one encoded conversation, handing each new piece of text to `on_text`; False from it ends the answer.
+
+        The pieces joined are the text of the answer, and it is the answer of `generate`.
+        """
+        pieces = _Pieces(self._read, prompt, on_text)
+        [generated] = self._decode([prompt], adapter, max_tokens, pieces)
+        pieces.finish(generated.text)
+        return generated
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Prompt and answer together are at most this long; None where the model does not say."""
+        return getattr(self._model.config, "max_position_embeddings", None)
+
+    def _decode(
+        self, encoded: list[list[int]], adapter: str | None, max_tokens: int, pieces: "_Pieces | None" = None
+    ) -> list[Generated]:
         import torch
 
-        encoded = [self.encode(conversation) for conversation in conversations]
         batch = self.tokenizer.pad({"input_ids": encoded}, return_tensors="pt").to(self.device)
         with torch.inference_mode(), self._adapter(adapter):
             output = self._model.generate(
@@ -90,6 +111,8 @@ class StudentGenerator:
                 top_p=None,
                 top_k=None,
                 pad_token_id=self.tokenizer.pad_token_id,
+                streamer=pieces,
+                stopping_criteria=None if pieces is None else [pieces.stopped],
             )
         width = batch["input_ids"].shape[1]
         return [self._read(ids, row[width:].tolist()) for ids, row in zip(encoded, output, strict=True)]
@@ -110,6 +133,45 @@ class StudentGenerator:
             self._model.set_adapter(name)
             return nullcontext()
         return self._model.disable_adapter() if self._adapters else nullcontext()
+
+
+class _Pieces:
+    """Transformers' streamer protocol: turns tokens into pieces of text as soon as no later token can change them."""
+
+    def __init__(
+        self, read: Callable[[list[int], list[int]], Generated], prompt: list[int], on_text: Callable[[str], bool]
+    ) -> None:
+        self._read = read
+        self._prompt = prompt
+        self._on_text = on_text
+        self._answer: list[int] | None = None
+        self._sent = ""
+        self._wanted = True
+
+    def put(self, tokens: Any) -> None:
+        """The prompt comes first, then token after token."""
+        if self._answer is None:
+            self._answer = []
+            return
+        self._answer.extend(tokens.tolist())
+        text = self._read(self._prompt, self._answer).text
+        if not text.endswith("\ufffd"):  # half a character: its other bytes are still to come
+            self.finish(text)
+
+    def end(self) -> None:
+        """Nothing to do: `finish` gets the text that `generate` returns."""
+
+    def finish(self, text: str) -> None:
+        piece = text[len(self._sent) :]
+        if piece and self._wanted:
+            self._sent = text
+            self._wanted = self._on_text(piece)
+
+    def stopped(self, input_ids: Any, _scores: Any, **_: Any) -> Any:
+        """Transformers' stopping criterion: one flag for each sequence of the batch."""
+        import torch
+
+        return torch.full((input_ids.shape[0],), not self._wanted, device=input_ids.device)
 
 
 def load_tokenizer(base: str, revision: str | None = None) -> "PreTrainedTokenizerBase":

@@ -1,1 +1,59 @@
-"""One file a format of input."""
+"""Readers of production prompts: one file a format, each line recognised by its own content.
+
+A reader is a function `(record) → RawPrompt | None`: None where the record is not of its format. It raises `ValueError`
+with the reason where the record is of its format but cannot be used.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from potstill.curation.readers import chat, openai_log
+from potstill.curation.readers.raw import RawPrompt
+
+READERS = (openai_log.read, chat.read)
+
+
+class Line(NamedTuple):
+    """One line of an input: a prompt, or the reason why there is none."""
+
+    number: int
+    """1-based."""
+    text: bytes
+    prompt: RawPrompt | None
+    reason: str | None
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Yield every line that is not blank, in order; a bad one carries its reason and stops nothing."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.strip().removeprefix(b"\xef\xbb\xbf")
+            if not text:
+                continue
+            try:
+                yield Line(number, text, _recognise(_parse(text)), None)
+            except ValueError as error:
+                yield Line(number, text, None, str(error))
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("not UTF-8 text") from None
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+
+
+def _recognise(record: Any) -> RawPrompt:
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__}, not an object")
+    for read in READERS:
+        if (prompt := read(record)) is not None:
+            return prompt
+    raise ValueError(f"neither a request log line nor a chat line: fields {', '.join(sorted(record)[:6]) or 'none'}")

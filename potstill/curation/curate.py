@@ -1,0 +1,190 @@
+"""The curation stage: read, redact, drop what is the same, quarantine what is broken, split."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from potstill import redact
+from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
+from potstill.curation.identity import prompt_id
+from potstill.curation.readers import Line, RawPrompt, read_lines
+from potstill.curation.split import assign_split
+from potstill.errors import DataError
+from potstill.fingerprint import file_sha256, fingerprint
+from potstill.recipe import Curation, Task
+from potstill.records import Prompt, QuarantinedLine, Row, Split, write_jsonl, write_parquet
+
+STAGE = "curate"
+VERSION = 1
+KIND = "PromptSet"
+PROMPTS = "prompts.parquet"
+SUMMARY = "summary.json"
+QUARANTINE = "quarantine.jsonl"
+
+
+class CurationSummary(Row):
+    """Where every line went: read = quarantined + other_workloads + exact_duplicates + kept."""
+
+    lines_read: int
+    quarantined: int
+    failed_calls: int
+    other_workloads: int
+    flags: dict[str, int]
+    exact_duplicates: int
+    kept: int
+    splits: dict[Split, int]
+    redactions: dict[str, int]
+
+
+def stage_key(config: Curation, task: Task) -> StageKey:
+    """The key of this config over the bytes of its inputs. Errors: `DataError` where an input is missing."""
+    settings = config.model_dump(exclude={"inputs"})
+    inputs = [(path.name, file_sha256(path)) for path in find_inputs(config.inputs)]
+    digest = fingerprint({"inputs": inputs, "config": settings, "task": task.kind, "redaction": redact.VERSION})
+    return StageKey(STAGE, VERSION, digest)
+
+
+def curate(config: Curation, task: Task, store: ArtifactStore, *, recipe_fingerprint: str = "") -> ArtifactRef:
+    """The prompt set of these inputs. Errors: `DataError` where too many lines, or all, cannot be used."""
+    return store.build(
+        stage_key(config, task),
+        KIND,
+        lambda directory: _Curator(config, task).write(directory),
+        recipe_fingerprint=recipe_fingerprint,
+    )
+
+
+def read_summary(directory: Path) -> CurationSummary:
+    return CurationSummary.model_validate_json((directory / SUMMARY).read_bytes())
+
+
+def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
+    """Every file that the patterns name, sorted. Errors: `DataError` for a pattern that names none."""
+    found: set[Path] = set()
+    for pattern in patterns:
+        matches = [Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)]  # noqa: PTH207 - absolute patterns
+        files = [path for path in matches if path.is_file()]
+        if not files:
+            raise DataError(f"input {pattern}: no such file (looked from {Path.cwd()})")
+        found.update(files)
+    return sorted(found)
+
+
+class Sourced(NamedTuple):
+    """A prompt after redaction, and where it came from."""
+
+    raw: RawPrompt
+    prompt_id: str
+    source: str
+
+
+class _Curator:
+    def __init__(self, config: Curation, task: Task) -> None:
+        self.config = config
+        self.task = task
+        self.counts: Counter[str] = Counter()
+        self.flags: Counter[str] = Counter()
+        self.redactions: Counter[str] = Counter()
+        self.splits: Counter[Split] = Counter()
+        self.workloads: Counter[str] = Counter()
+        self.quarantined: list[QuarantinedLine] = []
+
+    def write(self, directory: Path) -> int:
+        kept = write_parquet(directory / PROMPTS, self._prompts(), Prompt)
+        _write_private(directory / QUARANTINE, self.quarantined)
+        self._check(kept)
+        summary = CurationSummary(
+            lines_read=self.counts["read"],
+            quarantined=len(self.quarantined),
+            failed_calls=self.counts["failed_calls"],
+            other_workloads=self.counts["other_workloads"],
+            flags=dict(self.flags),
+            exact_duplicates=self.counts["exact_duplicates"],
+            kept=kept,
+            splits={split: self.splits[split] for split in ("train", "validation", "test")},
+            redactions=dict(self.redactions),
+        )
+        (directory / SUMMARY).write_text(summary.model_dump_json(indent=2))
+        return kept
+
+    def _prompts(self) -> Iterator[Prompt]:
+        seen: set[bytes] = set()
+        for found in self._sourced():
+            identity = bytes.fromhex(found.prompt_id)
+            if identity in seen:
+                self.counts["exact_duplicates"] += 1
+                continue
+            seen.add(identity)
+            split = assign_split(found.prompt_id, self.config)
+            self.splits[split] += 1
+            yield Prompt(
+                prompt_id=found.prompt_id,
+                messages=found.raw.messages,
+                tools=found.raw.tools,
+                task_kind=self.task.kind,
+                workload=found.raw.workload,
+                group_id=found.prompt_id,
+                split=split,
+                source=found.source,
+                row_id=found.raw.row_id,
+                reference=found.raw.reference,
+            )
+
+    def _sourced(self) -> Iterator[Sourced]:
+        for path in find_inputs(self.config.inputs):
+            for line in read_lines(path):
+                self.counts["read"] += 1
+                if line.prompt is None:
+                    self._quarantine(path, line)
+                    continue
+                self.workloads[line.prompt.workload] += 1
+                if self.config.workload is not None and line.prompt.workload != self.config.workload:
+                    self.counts["other_workloads"] += 1
+                    continue
+                self.counts["failed_calls"] += line.prompt.failed_call
+                self.flags.update(line.prompt.flags)
+                raw = redact_prompt(line.prompt, self.redactions)
+                yield Sourced(raw, prompt_id(raw.messages, raw.tools), f"{path}:{line.number}")
+
+    def _quarantine(self, path: Path, line: Line) -> None:
+        excerpt = redact.Redactor().text(line.text.decode("utf-8", errors="replace"))[:200]
+        self.quarantined.append(
+            QuarantinedLine(file=str(path), line=line.number, reason=line.reason or "", excerpt=excerpt)
+        )
+
+    def _check(self, kept: int) -> None:
+        read, bad = self.counts["read"], len(self.quarantined)
+        names = ", ".join(str(path) for path in find_inputs(self.config.inputs))
+        if read == 0:
+            raise DataError(f"{names}: no line in it: give a request log or chat JSONL with at least one prompt")
+        if bad > self.config.max_bad_fraction * read:
+            reasons = Counter(row.reason.partition(":")[0] for row in self.quarantined).most_common(3)
+            shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+            first = self.quarantined[0]
+            raise DataError(
+                f"{bad} of {read} lines cannot be used, more than max_bad_fraction {self.config.max_bad_fraction:g}: "
+                f"{shown}. First: {first.file}:{first.line}: {first.reason}"
+            )
+        if kept == 0:
+            there = ", ".join(f"{name or '(none)'} ({count})" for name, count in self.workloads.most_common(5))
+            raise DataError(f"{names}: no prompt of workload {self.config.workload!r}: the log has {there or 'none'}")
+
+
+def redact_prompt(raw: RawPrompt, counts: Counter[str]) -> RawPrompt:
+    """The prompt without personal data; `counts` grows by what was replaced."""
+    redactor = redact.Redactor()
+    redacted = raw._replace(
+        messages=redactor.value(raw.messages),
+        tools=redactor.value(raw.tools),
+        reference=redactor.value(raw.reference),
+    )
+    counts.update(redactor.counts)
+    return redacted
+
+
+def _write_private(path: Path, rows: list[QuarantinedLine]) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    write_jsonl(path, rows)

@@ -1,0 +1,47 @@
+"""When one request is asked again. The only place where such numbers live."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from potstill.errors import TransientTeacherError
+
+
+class RetryPolicy(NamedTuple):
+    """Attempts in all, and the jittered exponential pause between them."""
+
+    attempts: int = 6
+    first_wait_seconds: float = 0.5
+    longest_wait_seconds: float = 30.0
+
+
+class UnansweredError(TransientTeacherError):
+    """One attempt failed in a way that another may mend; it carries the wait that the server asked for."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> AsyncRetrying:
+    """A loop of attempts that goes on after `UnansweredError` and lets every other error out at once."""
+    backoff = wait_random_exponential(multiplier=policy.first_wait_seconds, max=policy.longest_wait_seconds)
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after_seconds if isinstance(error, UnansweredError) else None
+        return max(asked or 0.0, backoff(state))
+
+    return AsyncRetrying(
+        stop=stop_after_attempt(policy.attempts),
+        wait=wait,
+        retry=retry_if_exception_type(UnansweredError),
+        sleep=sleep,
+        reraise=True,
+    )

@@ -1,0 +1,131 @@
+"""Personal data out, before anything else sees it: e-mail, phone, card, IBAN, API keys.
+
+Each value is replaced by a realistic stand-in out of a range reserved for examples (RFC 2606 domains, 555-01xx numbers,
+the card networks' test numbers), so that a text keeps its shape and a second pass changes nothing. Within one prompt the
+same value always gets the same stand-in. Numbers without separators or a "+" are not taken for phone numbers: identifiers
+look the same.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any, NamedTuple, TypeVar
+
+VERSION = 1
+
+T = TypeVar("T")
+
+
+class _Kind(NamedTuple):
+    name: str
+    pattern: re.Pattern[str]
+    is_personal: Callable[[str], bool]
+    stand_ins: Callable[[], Iterator[str]]
+
+
+_CARDS = ("4111 1111 1111 1111", "5555 5555 5555 4444", "3782 822463 10005", "6011 1111 1111 1117")
+_IBANS = ("DE89 3704 0044 0532 0130 00", "GB82 WEST 1234 5698 7654 32", "FR14 2004 1010 0505 0001 3M02 606")
+_RESERVED_EMAIL = re.compile(r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|example|invalid|test)$", re.IGNORECASE)
+_RESERVED_PHONE = re.compile(r"555\D?01\d\d$")
+
+
+def _digits(text: str) -> str:
+    return re.sub(r"\D", "", text)
+
+
+def _is_card(text: str) -> bool:
+    from stdnum import luhn
+
+    digits = _digits(text)
+    reserved = {_digits(card) for card in _CARDS}
+    return digits not in reserved and len(set(digits)) > 2 and luhn.is_valid(digits)
+
+
+def _is_iban(text: str) -> bool:
+    from stdnum import iban
+
+    reserved = {value.replace(" ", "") for value in _IBANS}
+    return text.replace(" ", "") not in reserved and iban.is_valid(text)
+
+
+def _is_phone(text: str) -> bool:
+    import phonenumbers
+
+    if text.isdigit() or _RESERVED_PHONE.search(text):
+        return False
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(text, "US"))
+    except phonenumbers.NumberParseException:
+        return False
+
+
+_KINDS = (
+    _Kind(
+        "api_key",
+        re.compile(
+            r"\b(?:sk-(?:ant-|proj-|or-v1-)?[A-Za-z0-9_-]{20,}|(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{22,}|hf_[A-Za-z0-9]{30,}"
+            r"|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,}|[rs]k_(?:live|test)_[0-9A-Za-z]{16,}"
+            r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"
+        ),
+        lambda _: True,
+        lambda: (f"sk-example-{number:04d}" for number in range(1, 10_000)),
+    ),
+    _Kind(
+        "email",
+        re.compile(r"[\w.+'-]*[\w+'-]@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}"),
+        lambda text: not _RESERVED_EMAIL.search(text),
+        lambda: (f"person{number}@example.com" for number in range(1, 10_000)),
+    ),
+    _Kind(
+        "iban",
+        re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+        _is_iban,
+        lambda: cycle(_IBANS),
+    ),
+    _Kind("card", re.compile(r"(?<![\w.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])"), _is_card, lambda: cycle(_CARDS)),
+    _Kind(
+        "phone",
+        re.compile(r"(?<![\w.,/-])\+?\(?\d(?:[ ().-]{0,2}\d){6,14}(?![\w-])"),
+        _is_phone,
+        lambda: (f"+1 202-555-{100 + number % 100:04d}" for number in range(10_000)),
+    ),
+)
+
+
+class Redactor:
+    """Redacts the texts of one prompt; `counts` says how many values of each kind were replaced."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._known: dict[str, str] = {}
+        self._stand_ins = {kind.name: kind.stand_ins() for kind in _KINDS}
+
+    def text(self, text: str) -> str:
+        """One text without the personal data that is recognised."""
+        if "@" not in text and not any(character.isdigit() for character in text) and "sk-" not in text:
+            return text
+        for kind in _KINDS:
+            text = kind.pattern.sub(lambda match, kind=kind: self._replace(kind, match.group()), text)
+        return text
+
+    def value(self, value: T) -> T:
+        """The same JSON value, every string in it redacted; the names of fields stay."""
+        return self._walk(value)
+
+    def _walk(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self._walk(item) for item in value]
+        if isinstance(value, dict):
+            return {name: self._walk(item) for name, item in value.items()}
+        return value
+
+    def _replace(self, kind: _Kind, found: str) -> str:
+        if not kind.is_personal(found):
+            return found
+        self.counts[kind.name] += 1
+        if found not in self._known:
+            self._known[found] = next(self._stand_ins[kind.name])
+        return self._known[found]
