@@ -1,7 +1,6 @@
 """The deploy gate: scores in, decision out. Pure but for `read_score_lines`. A rejection is a result, not an error."""
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +20,7 @@ from potstill.statistics import (
 )
 
 Verdict = Literal["passed", "rejected", "undecided"]
+CheckName = Literal["retention", "champion"]
 EXIT_CODES: dict[Verdict, int] = {"passed": 0, "rejected": 3, "undecided": 4}
 
 TEACHER, CANDIDATE, CHAMPION = "teacher", "candidate", "champion"
@@ -32,7 +32,7 @@ MAX_SILENT_LOSS = 0.01
 class Check(Row):
     """One question of the gate and its answer."""
 
-    name: Literal["retention", "champion"]
+    name: CheckName
     verdict: Verdict
     figure: float | None
     """What was observed; None where it is undefined."""
@@ -64,10 +64,31 @@ class GateDecision(Row):
     def exit_code(self) -> int:
         return EXIT_CODES[self.verdict]
 
+    def describe(self) -> str:
+        """The decision as Markdown."""
+        checks = "\n".join(f"- **{check.name}** {check.verdict}: {check.detail}" for check in self.checks)
+        reasons = "\n".join(f"- {reason}" for reason in self.reasons)
+        return f"## {self.verdict.capitalize()}\n\n{checks}\n\n{reasons}\n"
+
     def summary(self) -> dict[str, Any]:
         """What `potstill gate --json` prints."""
         keys = {"verdict", "retention", "lower", "floor", "n", "checks", "more_prompts_needed"}
         return self.model_dump(mode="json", include=keys)
+
+
+class _Question(NamedTuple):
+    """What differs between one check and another."""
+
+    name: CheckName
+    bounds: Callable[[Pairs, float], Bounds]
+    threshold: float
+    finding: str
+    """The sentence's first part, with a place for the figure."""
+    limit: str
+    """Its last part, with a place for the threshold."""
+    undefined: str
+    """The sentence where there is no figure."""
+    unit: Callable[[float], str]
 
 
 class _Finding(NamedTuple):
@@ -88,11 +109,13 @@ def decide(lines: Iterable[ScoreLine], thresholds: Gate) -> GateDecision:
     arms = _by_arm(lines)
     for arm in (TEACHER, CANDIDATE):
         if arm not in arms:
-            raise DataError(f"no scores of the arm {arm!r}, only of {sorted(arms)}: the gate needs teacher and candidate")
-    retention = _check_retention(_pair(arms[CANDIDATE], arms[TEACHER]), thresholds)
+            raise DataError(
+                f"no scores of the arm {arm!r}, only of {sorted(arms)}: the gate needs teacher and candidate"
+            )
+    retention = _examine(_retention(thresholds), _pair(arms[CANDIDATE], arms[TEACHER]), thresholds)
     findings = [retention]
     if CHAMPION in arms:
-        findings.append(_check_champion(_pair(arms[CANDIDATE], arms[CHAMPION]), thresholds))
+        findings.append(_examine(_not_inferior(thresholds), _pair(arms[CANDIDATE], arms[CHAMPION]), thresholds))
     verdicts: set[Verdict] = {finding.check.verdict for finding in findings}
     verdict: Verdict = "passed"
     if verdicts != {"passed"}:
@@ -149,7 +172,9 @@ def _by_arm(lines: Iterable[ScoreLine]) -> dict[str, dict[str, float | None]]:
     for line in lines:
         scores = arms.setdefault(line.arm, {})
         if line.prompt_id in scores:
-            raise DataError(f"prompt {line.prompt_id!r} is scored twice for {line.arm!r}: keep one score a prompt and arm")
+            raise DataError(
+                f"prompt {line.prompt_id!r} is scored twice for {line.arm!r}: keep one score a prompt and arm"
+            )
         if line.score is not None and not 0 <= line.score <= 1:
             raise DataError(
                 f"prompt {line.prompt_id!r} has score {line.score} for {line.arm!r}: scores lie between 0 and 1, "
@@ -168,51 +193,106 @@ def _pair(first: _Scores, second: _Scores) -> list[tuple[float, float]]:
     ]
 
 
-def _check_retention(scores: list[tuple[float, float]], thresholds: Gate) -> _Finding:
-    pairs, floor, confidence = summarise_pairs(scores), thresholds.retention_floor, _percent(1 - thresholds.alpha)
-    bounds = retention_bounds(pairs, thresholds.alpha)
-    verdict = _verdict(bounds, floor, len(scores), thresholds)
-    needed = _more_needed(pairs, floor, lambda scaled: retention_bounds(scaled, thresholds.alpha), thresholds)
-    bound = bounds.upper if verdict == "rejected" else bounds.lower
-    if bounds.estimate is None or bound is None:
-        finding = f"retention cannot be computed: the teacher scores nothing on the {len(scores)} prompts compared"
-    else:
-        finding = (
-            f"the candidate keeps {_percent(bounds.estimate)} of the teacher's score on {len(scores)} prompts, with "
-            f"{confidence} confidence {'at most' if verdict == 'rejected' else 'at least'} {_percent(bound)}; "
-            f"the floor is {_percent(floor)}"
-        )
-    check = Check(
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f} points"
+
+
+def _retention(thresholds: Gate) -> _Question:
+    return _Question(
         name="retention",
-        verdict=verdict,
-        figure=bounds.estimate,
-        bound=bound,
-        threshold=floor,
-        detail=finding + _what_would_help(verdict, len(scores), needed, thresholds),
+        bounds=retention_bounds,
+        threshold=thresholds.retention_floor,
+        finding="the candidate keeps {} of the teacher's score",
+        limit="the floor is {}",
+        undefined="retention is undefined, the teacher scores 0",
+        unit=_percent,
     )
-    return _Finding(check, bounds, len(scores), needed)
 
 
-def _check_champion(scores: list[tuple[float, float]], thresholds: Gate) -> _Finding:
-    pairs, threshold, confidence = summarise_pairs(scores), -thresholds.champion_margin, _percent(1 - thresholds.alpha)
-    bounds = difference_bounds(pairs, thresholds.alpha)
-    verdict = _verdict(bounds, threshold, len(scores), thresholds)
-    needed = _more_needed(pairs, threshold, lambda scaled: difference_bounds(scaled, thresholds.alpha), thresholds)
+def _not_inferior(thresholds: Gate) -> _Question:
+    return _Question(
+        name="champion",
+        bounds=difference_bounds,
+        threshold=-thresholds.champion_margin,
+        finding="the candidate differs from the champion by {}",
+        limit="{} is allowed",
+        undefined="the candidate cannot be compared with the champion",
+        unit=_points,
+    )
+
+
+def _examine(question: _Question, scores: list[tuple[float, float]], thresholds: Gate) -> _Finding:
+    n, alpha, pairs = len(scores), thresholds.alpha, summarise_pairs(scores)
+    bounds = question.bounds(pairs, alpha)
+    verdict = _verdict(bounds, question.threshold, enough=n >= thresholds.min_prompts)
     bound = bounds.upper if verdict == "rejected" else bounds.lower
     if bounds.estimate is None or bound is None:
-        finding = f"candidate and champion share only {len(scores)} scored prompts"
+        detail = f"{question.undefined} on {n} prompts"
     else:
-        finding = (
-            f"the candidate scores {_points(bounds.estimate)} against the champion on {len(scores)} prompts, with "
-            f"{confidence} confidence {'at most' if verdict == 'rejected' else 'at least'} {_points(bound)}; "
-            f"{_points(threshold)} is allowed"
+        detail = (
+            f"{question.finding.format(question.unit(bounds.estimate))} on {n} prompts, with {100 * (1 - alpha):g} % "
+            f"confidence {'at most' if verdict == 'rejected' else 'at least'} {question.unit(bound)}; "
+            f"{question.limit.format(question.unit(question.threshold))}"
         )
+    more = None
+    if verdict == "undecided":
+        total = pairs_to_decide(pairs, question.threshold, lambda scaled: question.bounds(scaled, alpha))
+        more = _more_prompts(n, total, thresholds.min_prompts)
+        detail += _what_would_help(n, more, thresholds.min_prompts)
     check = Check(
-        name="champion",
+        name=question.name,
         verdict=verdict,
         figure=bounds.estimate,
         bound=bound,
-        threshold=threshold,
-        detail=finding + _what_would_help(verdict, len(scores), needed, thresholds),
+        threshold=question.threshold,
+        detail=detail,
     )
-    return _Finding(check, bounds, len(scores), needed)
+    return _Finding(check, bounds, n, more)
+
+
+def _verdict(bounds: Bounds, threshold: float, *, enough: bool) -> Verdict:
+    if enough and bounds.lower is not None and bounds.lower >= threshold:
+        return "passed"
+    if enough and bounds.upper is not None and bounds.upper < threshold:
+        return "rejected"
+    return "undecided"
+
+
+def _more_prompts(n: int, total: int | None, min_prompts: int) -> int | None:
+    """How many are missing to `total` and to the minimum; None where only an impossible number would do."""
+    if total is None:
+        return min_prompts - n if n < min_prompts else None
+    return max(total, min_prompts) - n
+
+
+def _what_would_help(n: int, more: int | None, min_prompts: int) -> str:
+    if n < min_prompts:
+        return f"; n too small: nothing is decided below {min_prompts} prompts, get {more} more"
+    if more is None:
+        return "; no number of prompts would decide at these rates"
+    return f"; {more} more prompts would decide if these rates held"
+
+
+def _most_needed(findings: Iterable[_Finding]) -> int | None:
+    needed = [finding.more_prompts_needed for finding in findings if finding.check.verdict == "undecided"]
+    return None if None in needed else max(more for more in needed if more is not None)
+
+
+def _losses(arms: Mapping[str, _Scores]) -> Iterator[str]:
+    """What was left out of each comparison, where it is more than a trifle."""
+    candidate = arms[CANDIDATE]
+    for arm in (TEACHER, CHAMPION):
+        if arm not in arms:
+            continue
+        prompts = candidate.keys() | arms[arm].keys()
+        left_out = len(prompts) - len(_pair(candidate, arms[arm]))
+        if left_out > MAX_SILENT_LOSS * len(prompts):
+            without = {name: sum(arms[name].get(prompt) is None for prompt in prompts) for name in (CANDIDATE, arm)}
+            yield (
+                f"{left_out} of {len(prompts)} prompts were left out of the comparison with the {arm}: "
+                + ", ".join(f"{count} without a score of the {name}" for name, count in without.items() if count)
+            )

@@ -76,6 +76,7 @@ class Example(Row):
     prompt_id: str
     prompt: list[Message]
     completion: list[Message]
+    tools: list[dict[str, Any]] | None = None
     split: Split
 
 

@@ -5,12 +5,10 @@ $POTSTILL_HOME/releases/<recipe>/
   aliases.json            which version is champion, candidate, previous; replaced atomically
   promotions.jsonl        every move of the champion, appended before the alias moves
 
-All that writes holds `releases/<recipe>/.lock`. The log comes before the alias: a crash between the two leaves the old
-champion serving and a last line that did not come true. The next line then starts from the champion that really served,
-and the same `publish` again finishes the move without a second line.
+All that writes holds `releases/<recipe>/.lock`. A crash between any two steps leaves the old champion serving, and the
+same `publish` again completes: a version appears by one rename, and `potstill.promotions` moves the alias last.
 """
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +16,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from filelock import FileLock
@@ -27,6 +25,7 @@ from pydantic import ValidationError
 from potstill.artifacts import load_artifact, write_atomically
 from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.fingerprint import file_sha256, fingerprint
+from potstill.promotions import Alias, Aliases, came_true, move, promotions, read_aliases
 from potstill.recipe import Student
 from potstill.records import Message, Row, write_jsonl
 from potstill.student.base import PACKAGE_PREFIX, Base
@@ -40,8 +39,6 @@ VERSION_FILE = "version.json"
 MODEL_NAME = re.compile(r"(?P<recipe>[a-z0-9][a-z0-9-]{0,62})(@(?P<version>[0-9a-f]{12}))?")
 CODE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"})
 """Files that run code when they are loaded."""
-
-Alias = Literal["champion", "candidate", "previous"]
 
 
 class Version(Row):
@@ -72,31 +69,12 @@ class Version(Row):
         return f"{self.recipe}@{self.version}"
 
 
-class Aliases(Row):
-    champion: str | None = None
-    """The version that answers to the recipe's name."""
-    candidate: str | None = None
-    previous: str | None = None
-    """The version that served before; `rollback` swaps it with the champion."""
-
-
 class Golden(Row):
     """A prompt of the test split and the evaluated student's answer to it."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     expected: str
-
-
-class Promotion(Row):
-    """A line of promotions.jsonl. It came true unless a later line, or the champion, starts from another version."""
-
-    what: Literal["release", "rollback"]
-    from_version: str | None
-    to_version: str
-    at: datetime
-    decision_digest: str | None
-    """The gate decision behind a release; None for a rollback."""
 
 
 class Release(NamedTuple):
@@ -126,11 +104,9 @@ def publish(
     The same student again is the same version. A decision moves the champion once: publishing again on it changes
     nothing, so that a nightly re-run does not bring back what was rolled back; a new decision does.
 
-    Args:
-        adapter: the directory of a StudentAdapter artefact, inside a store or not.
-        student: where the recipe finds the base.
-        base: what was found there.
-        golden: test prompts with the evaluated student's answers; the first 20 are kept.
+    `adapter` is the directory of a StudentAdapter artefact, inside a store or not; `student` says where the recipe finds
+    its base, `base` what was found there; `golden` are test prompts with the evaluated student's answers, of which the
+    first 20 are kept; `max_tokens` is the limit it was evaluated with.
 
     Errors: `ReleaseError` where the decision did not pass, the adapter could run code, or the name is no recipe's;
     `ArtifactMissingError`, `ArtifactDamagedError` where the adapter, or a version of the same digest, is not whole.
@@ -163,7 +139,7 @@ def publish(
             _write_version(final, version, adapter / ADAPTER, decision.model_dump_json(indent=2), golden)
         _let_in(directory, version)
         now = aliases(home, recipe)
-    return Release(version.version, now.previous, _alias_of(now, version.version), digest)
+    return Release(version.version, now.previous, now.alias_of(version.version), digest)
 
 
 def rollback(home: Path, recipe: str) -> Aliases:
@@ -180,19 +156,13 @@ def rollback(home: Path, recipe: str) -> Aliases:
             raise ReleaseError(f"rollback {recipe}: no earlier version to go back to; champion is {now.champion}")
         _read_version(directory / "versions" / now.previous)
         moved = now.model_copy(update={"champion": now.previous, "previous": now.champion})
-        _move(directory, now, moved, "rollback", None)
+        move(directory, now, moved, "rollback", None)
     return moved
 
 
 def aliases(home: Path, recipe: str) -> Aliases:
     """Where the aliases of a recipe point now; all None where nothing was released."""
-    path = _recipe_directory(home, recipe) / "aliases.json"
-    try:
-        return _parse_aliases(path.read_bytes())
-    except FileNotFoundError:
-        return Aliases()
-    except ValidationError:
-        raise ArtifactDamagedError(f"{path} cannot be read: mend it by hand, promotions.jsonl tells the moves") from None
+    return read_aliases(_recipe_directory(home, recipe))
 
 
 def releases(home: Path, recipe: str) -> list[Version]:
@@ -249,8 +219,9 @@ def _recipe_directory(home: Path, recipe: str) -> Path:
 
 
 def _what_there_is(home: Path) -> str:
-    names = [f"{name} ({', '.join(v.version for v in releases(home, name))})" for name in all_recipes(home)]
-    return f"released: {'; '.join(names)}" if names else "nothing is released yet: run a recipe with `potstill run`"
+    found = sorted((home / "releases").glob(f"*/versions/*/{VERSION_FILE}"))
+    names = ", ".join(f"{path.parents[2].name}@{path.parent.name}" for path in found)
+    return f"released: {names}" if names else "nothing is released yet: run a recipe with `potstill run`"
 
 
 def _adapter_files(directory: Path) -> dict[str, str]:
@@ -260,9 +231,17 @@ def _adapter_files(directory: Path) -> dict[str, str]:
     for path in sorted(directory.rglob("*")):
         if path.suffix in CODE_SUFFIXES or path.is_symlink():
             raise ReleaseError(f"{path}: only safetensors, JSON and text are released: remove it from the adapter")
-        if path.name.endswith("config.json") and json.loads(path.read_bytes()).get("auto_map"):
+        if path.name.endswith("config.json") and _has_auto_map(path):
             raise ReleaseError(f"{path}: auto_map runs code out of the model's directory: remove it")
     return {f"{ADAPTER}/{name}": digest for name, digest in _digest_files(directory).items()}
+
+
+def _has_auto_map(path: Path) -> bool:
+    try:
+        content = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        raise ReleaseError(f"{path} is no JSON: train the student again") from None
+    return isinstance(content, dict) and bool(content.get("auto_map"))
 
 
 def _write_version(final: Path, version: Version, adapter: Path, decision: str, golden: Sequence[Golden]) -> None:
@@ -284,62 +263,17 @@ def _write_version(final: Path, version: Version, adapter: Path, decision: str, 
     final.parent.mkdir(exist_ok=True)
     workplace.rename(final)
     _sync(final.parent)
+    _sync(final.parents[1])
 
 
 def _let_in(directory: Path, version: Version) -> None:
-    now = aliases(directory.parents[1], directory.name)
-    lines = _promotions(directory)
-    starts = [*(line.from_version for line in lines[1:]), now.champion]
-    came_true = [line for line, start in zip(lines, starts, strict=True) if start == line.to_version]
-    if now.champion == version.version or any(
-        (line.to_version, line.decision_digest) == (version.version, version.decision_digest) for line in came_true
-    ):
+    now = read_aliases(directory)
+    spent = {(line.to_version, line.decision_digest) for line in came_true(promotions(directory), now.champion)}
+    if now.champion == version.version or (version.version, version.decision_digest) in spent:
         return
     candidate = None if now.candidate == version.version else now.candidate
     moved = Aliases(champion=version.version, candidate=candidate, previous=now.champion)
-    _move(directory, now, moved, "release", version.decision_digest)
-
-
-def _move(
-    directory: Path, now: Aliases, moved: Aliases, what: Literal["release", "rollback"], decision_digest: str | None
-) -> None:
-    assert moved.champion is not None
-    line = Promotion(
-        what=what,
-        from_version=now.champion,
-        to_version=moved.champion,
-        at=datetime.now(UTC),
-        decision_digest=decision_digest,
-    )
-    last = next(reversed(_promotions(directory)), None)
-    if last is None or last.model_copy(update={"at": line.at}) != line:
-        _append(directory / "promotions.jsonl", line)
-    write_atomically(directory / "aliases.json", moved.model_dump_json(indent=2))
-
-
-def _append(path: Path, line: Promotion) -> None:
-    with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # what a crash left of a line
-        file.write(line.model_dump_json().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _promotions(directory: Path) -> list[Promotion]:
-    path = directory / "promotions.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [Promotion.model_validate(orjson.loads(line)) for line in lines]
-
-
-def _alias_of(now: Aliases, version: str) -> Alias | None:
-    names: tuple[Alias, ...] = ("champion", "candidate", "previous")
-    return next((name for name in names if getattr(now, name) == version), None)
-
-
-@lru_cache(maxsize=256)
-def _parse_aliases(raw: bytes) -> Aliases:
-    return Aliases.model_validate_json(raw)
+    move(directory, now, moved, "release", version.decision_digest)
 
 
 @lru_cache(maxsize=256)

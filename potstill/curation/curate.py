@@ -61,6 +61,21 @@ def read_summary(directory: Path) -> CurationSummary:
     return CurationSummary.model_validate_json((directory / SUMMARY).read_bytes())
 
 
+def describe(summary: CurationSummary) -> str:
+    """The funnel as Markdown."""
+    steps = {
+        "lines read": summary.lines_read,
+        "quarantined": summary.quarantined,
+        "of other workloads": summary.other_workloads,
+        "exact duplicates": summary.exact_duplicates,
+        "**prompts kept**": summary.kept,
+    }
+    rows = [*steps.items(), *((f"… {split}", count) for split, count in summary.splits.items())]
+    redactions = ", ".join(f"{count} × {kind}" for kind, count in sorted(summary.redactions.items())) or "nothing"
+    table = "\n".join(f"| {name} | {count:,} |" for name, count in rows)
+    return f"| | |\n|---|--:|\n{table}\n\nRedacted: {redactions}.\n"
+
+
 def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
     """Every file that the patterns name, sorted. Errors: `DataError` for a pattern that names none."""
     found: set[Path] = set()

@@ -59,9 +59,11 @@ def _from_list(provider: str, model: str, base_url: str) -> Rates | None:
     from genai_prices import calc_price
 
     token = ListUsage(input_tokens=1, output_tokens=1)
-    for where in ({"provider_id": "openai"} if provider == "openai" else {"provider_api_url": base_url}, {}):
+    own: dict[str, Any] = {"provider_id": "openai"} if provider == "openai" else {"provider_api_url": base_url}
+    anywhere: dict[str, Any] = {}
+    for where in (own, anywhere):
         try:
-            found = calc_price(token, model_ref=model, **where)  # pyright: ignore[reportArgumentType]
+            found = calc_price(token, model_ref=model, **where)
         except LookupError:
             continue
         price = found.model_price
@@ -79,7 +81,7 @@ def _from_list(provider: str, model: str, base_url: str) -> Rates | None:
 
 
 def _dearest(price: Any, name: str) -> Decimal | None:
-    value = getattr(price, name, None)
+    value: Any = getattr(price, name, None)
     if not hasattr(value, "tiers"):
         return value
     return max([value.base, *(tier.price for tier in value.tiers)])

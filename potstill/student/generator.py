@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from potstill.records import Message
+from potstill.student.precision import compute_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ class StudentGenerator:
         self.tokenizer = load_tokenizer(base, revision)
         self.tokenizer.padding_side = "left"
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, dtype=torch.bfloat16, trust_remote_code=False
+            base, revision=revision, dtype=compute_dtype(), trust_remote_code=False
         )
         self._model: Any = model.to(self.device).eval()
         self._adapters: set[str] = set()

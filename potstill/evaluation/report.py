@@ -1,0 +1,69 @@
+"""Scores the arms of an evaluation and keeps what was found: the `EvalReport` artefact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import orjson
+
+from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
+from potstill.errors import DataError
+from potstill.evaluation.metrics import EvalReport, ScoreLine, evaluate_arms
+from potstill.fingerprint import fingerprint
+from potstill.recipe import Task
+from potstill.records import Completion, Prompt, read_jsonl, read_parquet, write_jsonl
+
+STAGE = "evaluate"
+VERSION = 1
+KIND = "EvalReport"
+REPORT = "report.json"
+SCORES = "scores.jsonl"
+ARMS = "arms.json"
+
+
+def score_key(task: Task, prompts: ArtifactRef, arms: Mapping[str, ArtifactRef]) -> StageKey:
+    """The key of an evaluation: the task, the prompts, and what each arm answered."""
+    digests = {name: ref.digest for name, ref in arms.items()}
+    return StageKey(STAGE, VERSION, fingerprint([task, prompts.digest, digests]))
+
+
+def score_arms(task: Task, prompts: ArtifactRef, arms: Mapping[str, ArtifactRef], store: ArtifactStore) -> ArtifactRef:
+    """Score each arm's completions on the test split. Errors: `DataError` where the test split is empty."""
+
+    def produce(directory: Path) -> int:
+        asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
+        answers = {name: read_first_samples(store.path(ref)) for name, ref in arms.items()}
+        (directory / ARMS).write_bytes(orjson.dumps({name: ref.model_dump() for name, ref in arms.items()}))
+        return write_evaluation(task, [prompt for prompt in asked if prompt.split == "test"], answers, directory)
+
+    return store.build(score_key(task, prompts, arms), KIND, produce, inputs=(prompts, *arms.values()))
+
+
+def write_evaluation(
+    task: Task, prompts: list[Prompt], arms: Mapping[str, Mapping[str, Completion]], directory: Path
+) -> int:
+    """Score and write report.json and scores.jsonl; returns how many score lines there are."""
+    if not prompts:
+        raise DataError("the test split is empty: raise curation.test_fraction or bring more prompts")
+    evaluation = evaluate_arms(task, prompts, arms)
+    (directory / REPORT).write_text(evaluation.report.model_dump_json(indent=2))
+    return write_jsonl(directory / SCORES, evaluation.lines)
+
+
+def read_report(directory: Path) -> EvalReport:
+    return EvalReport.model_validate_json((directory / REPORT).read_bytes())
+
+
+def read_arms(directory: Path) -> dict[str, ArtifactRef]:
+    """What each arm answered, by reference."""
+    arms = orjson.loads((directory / ARMS).read_bytes())
+    return {name: ArtifactRef.model_validate(ref) for name, ref in arms.items()}
+
+
+def read_scores(directory: Path) -> list[ScoreLine]:
+    return list(read_jsonl(directory / SCORES, ScoreLine))
+
+
+def read_first_samples(directory: Path) -> dict[str, Completion]:
+    """The completions of a directory by prompt; of several samples the first counts."""
+    rows = read_parquet(directory / "completions.parquet", Completion)
+    return {row.prompt_id: row for row in rows if row.sample_index == 0}

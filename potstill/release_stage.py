@@ -1,0 +1,55 @@
+"""Release as a stage: a passed decision makes the student a version, and the champion of its recipe."""
+
+from potstill import release
+from potstill.artifacts import ArtifactRef, ArtifactStore
+from potstill.evaluation.generate import Adapter
+from potstill.evaluation.report import read_arms, read_first_samples, read_scores
+from potstill.gate import CANDIDATE
+from potstill.gate_stage import read_decision
+from potstill.recipe import Recipe
+from potstill.records import Prompt, read_parquet
+from potstill.release import GOLDEN_PROMPTS, Golden, Release
+from potstill.student.base import resolve_base
+
+
+def publish(
+    recipe: Recipe,
+    prompts: ArtifactRef,
+    student: ArtifactRef,
+    evaluation: ArtifactRef,
+    decision: ArtifactRef,
+    store: ArtifactStore,
+) -> Release:
+    """Publish a student with golden prompts out of the test split: what it answered rightly when it was evaluated."""
+    right = {
+        line.prompt_id for line in read_scores(store.path(evaluation)) if line.arm == CANDIDATE and line.score == 1
+    }
+    given = read_first_samples(store.path(read_arms(store.path(evaluation))[CANDIDATE]))
+    asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
+    chosen = sorted((row for row in asked if row.prompt_id in right), key=lambda row: row.prompt_id)[:GOLDEN_PROMPTS]
+    golden = [
+        Golden(messages=row.messages, tools=row.tools, expected=given[row.prompt_id].completion) for row in chosen
+    ]
+    return release.publish(
+        store.root,
+        recipe.name,
+        store.path(student),
+        student=recipe.student,
+        base=resolve_base(recipe.student, store),
+        decision=read_decision(store.path(decision)),
+        golden=golden,
+        max_tokens=recipe.evaluation.max_tokens,
+    )
+
+
+def champion_adapter(recipe: Recipe, candidate: ArtifactRef, store: ArtifactStore) -> Adapter | None:
+    """The adapter that serves now; None where nothing does, or where it is the candidate itself."""
+    champion = release.aliases(store.root, recipe.name).champion
+    if champion is None:
+        return None
+    version = release.resolve(store.root, f"{recipe.name}@{champion}")
+    if version.adapter_digest == candidate.digest:
+        return None
+    return Adapter(
+        directory=str(release.version_directory(store.root, version) / release.ADAPTER), digest=version.adapter_digest
+    )

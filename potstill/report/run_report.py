@@ -1,0 +1,214 @@
+"""Gathers what a run made into its page (`report.html`) and its figures (`summary.json`)."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+from potstill.artifacts import ArtifactRef, ArtifactStore, write_atomically
+from potstill.curation import curate
+from potstill.curation.curate import CurationSummary
+from potstill.evaluation.metrics import ArmMetrics, EvalReport
+from potstill.evaluation.report import read_arms, read_first_samples, read_report
+from potstill.gate import CANDIDATE, GateDecision, Verdict
+from potstill.gate_stage import read_decision
+from potstill.records import Row
+from potstill.report.page import (
+    ArmRow,
+    CheckRow,
+    CostPer1k,
+    CurveRow,
+    DisagreementRow,
+    FunnelRow,
+    LineageRow,
+    ReportData,
+    SpendRow,
+    format_usd,
+    render,
+)
+from potstill.run_record import RunRecord
+from potstill.teacher import collect
+from potstill.teacher.collect import CompletionsSummary
+from potstill.training.launch import read_curve, read_status
+
+THOUSAND = 1000
+
+
+class ArmSummary(Row):
+    score: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class RunSummary(Row):
+    """The figures of a run."""
+
+    recipe: str
+    verdict: Verdict
+    headline: str
+    """The verdict in one sentence."""
+    arms: dict[str, ArmSummary]
+    spent_usd: Decimal
+    """Every attempt behind the teacher's answers, whenever it was made."""
+    unknown_usd: Decimal
+    cost_per_1k_usd: dict[str, Decimal | None]
+    """What 1,000 requests cost at the teacher and on the student's machine."""
+    release: str | None
+    """The version that this student is, where it was released."""
+    report: str
+    """The path of the page."""
+
+    def describe(self) -> str:
+        """The figures as Markdown."""
+        rows = "\n".join(
+            f"| {name} | {_show(arm.score)} | {_show(arm.low)} – {_show(arm.high)} | {arm.n} |"
+            for name, arm in self.arms.items()
+        )
+        costs = ", ".join(f"{name} {format_usd(cost)}" for name, cost in self.cost_per_1k_usd.items())
+        return (
+            f"**{self.headline}**\n\n| arm | score | 95 % interval | n |\n|---|--:|---|--:|\n{rows}\n\n"
+            f"Spent {format_usd(self.spent_usd)}. 1,000 requests cost: {costs}.\n"
+        )
+
+
+def write_report(run: RunRecord, store: ArtifactStore) -> RunSummary:
+    """Write a run's record, page and figures into its folder, and return the figures."""
+    directory = run.directory(store.root)
+    evaluation = read_report(store.path(run.evaluation))
+    decision = read_decision(store.path(run.decision))
+    spend = collect.read_summary(store.path(run.completions))
+    cost = _cost_per_1k(run, spend, store)
+    summary = RunSummary(
+        recipe=run.recipe.name,
+        verdict=decision.verdict,
+        headline=_headline(run, decision),
+        arms={arm.arm: ArmSummary(score=arm.score, low=arm.low, high=arm.high, n=arm.n) for arm in evaluation.arms},
+        spent_usd=spend.total_cost_usd,
+        unknown_usd=spend.unknown_usd,
+        cost_per_1k_usd={"teacher": cost.teacher, "student": cost.student},
+        release=run.release.version if run.release else None,
+        report=str(directory / "report.html"),
+    )
+    page = render(_report_data(run, evaluation, decision, spend, cost, store))
+    write_atomically(Path(summary.report), page)
+    write_atomically(directory / "summary.json", summary.model_dump_json(indent=2))
+    run.write(store.root)
+    return summary
+
+
+def _report_data(
+    run: RunRecord,
+    evaluation: EvalReport,
+    decision: GateDecision,
+    spend: CompletionsSummary,
+    cost: CostPer1k,
+    store: ArtifactStore,
+) -> ReportData:
+    recipe = run.recipe
+    curve = read_curve(store.path(run.student))
+    missed = next((arm for arm in evaluation.arms if arm.arm == CANDIDATE), None)
+    return ReportData(
+        recipe_name=recipe.name,
+        created_at=datetime.now(UTC),
+        verdict=decision.verdict,
+        reasons=decision.reasons,
+        checks=tuple(CheckRow(**check.model_dump()) for check in decision.checks),
+        arms=tuple(ArmRow(**arm.model_dump(exclude={"exact"})) for arm in evaluation.arms),
+        floor=decision.floor,
+        retention=decision.retention,
+        retention_low=decision.lower,
+        spend=(
+            SpendRow(
+                purpose="teach",
+                model=recipe.teacher.model,
+                attempts=spend.attempts,
+                input_tokens=spend.input_tokens,
+                output_tokens=spend.output_tokens,
+                cost_usd=spend.total_cost_usd,
+                unknown_usd=spend.unknown_usd,
+            ),
+        ),
+        cost_per_1k_usd=cost,
+        training_curve=tuple(CurveRow(step=p.step, loss=p.loss) for p in curve if p.loss is not None),
+        validation_curve=tuple(
+            CurveRow(step=p.step, loss=p.validation_loss) for p in curve if p.validation_loss is not None
+        ),
+        funnel=_funnel(curate.read_summary(store.path(run.prompts)), spend, run, store),
+        disagreements=tuple(
+            DisagreementRow(
+                prompt=row.prompt, target=row.target, teacher=row.teacher or "", candidate=row.candidate or ""
+            )
+            for row in evaluation.disagreements
+        ),
+        num_disagreements=_num_missed(missed),
+        lineage=_lineage(run, store),
+        notes=recipe.notes,
+        commands=(f"potstill run recipes/{recipe.name}.yaml", f"potstill report {recipe.name}"),
+    )
+
+
+def _funnel(
+    summary: CurationSummary, spend: CompletionsSummary, run: RunRecord, store: ArtifactStore
+) -> tuple[FunnelRow, ...]:
+    readable = summary.lines_read - summary.quarantined
+    steps = {
+        "lines read": summary.lines_read,
+        "readable": readable,
+        "of this workload": readable - summary.other_workloads,
+        "distinct prompts": summary.kept,
+        "answered by the teacher": spend.answered,
+        "trained on": read_status(store.path(run.student)).examples,
+    }
+    return tuple(FunnelRow(label=label, count=count) for label, count in steps.items())
+
+
+def _lineage(run: RunRecord, store: ArtifactStore) -> tuple[LineageRow, ...]:
+    refs: dict[str, ArtifactRef] = {
+        "prompts": run.prompts,
+        "teacher's answers": run.completions,
+        "training data": run.dataset,
+        "student": run.student,
+        "evaluation": run.evaluation,
+        "gate decision": run.decision,
+    }
+    release = f"{run.recipe.name}@{run.release.version}" if run.release else "nothing released"
+    described = {
+        "recipe": run.recipe.fingerprint[:12],
+        "teacher": run.recipe.teacher.model,
+        "teacher's terms": run.recipe.teacher.attest or "a server on this machine, or not attested",
+        "base": run.recipe.student.base,
+        **{name: ref.digest[:12] for name, ref in refs.items()},
+        "release": release,
+        "code": store.manifest(run.evaluation).code_revision[:18] or "not a git checkout",
+    }
+    return tuple(LineageRow(label=label, value=value) for label, value in described.items())
+
+
+def _cost_per_1k(run: RunRecord, spend: CompletionsSummary, store: ArtifactStore) -> CostPer1k:
+    answers = read_first_samples(store.path(read_arms(store.path(run.evaluation))[CANDIDATE]))
+    seconds = sum(row.seconds for row in answers.values()) / len(answers)
+    per_hour = run.recipe.serving.usd_per_hour
+    teacher = spend.total_cost_usd / spend.prompts * THOUSAND
+    student = per_hour / 3600 * Decimal(f"{seconds:.6f}") * THOUSAND
+    return CostPer1k(
+        teacher=teacher,
+        student=student,
+        how=(
+            f"Teacher: the bill of this run, divided by its {spend.prompts:,} prompts. Student: {seconds:.3f} s of the "
+            f"machine for a request, as measured in the evaluation, at {format_usd(per_hour)} an hour, the machine busy all the time."
+        ),
+    )
+
+
+def _headline(run: RunRecord, decision: GateDecision) -> str:
+    kept = f"retention {_show(decision.retention)}, lower bound {_show(decision.lower)}, floor {decision.floor:g}"
+    served = f"; {run.recipe.name}@{run.release.version} is released" if run.release else "; nothing is released"
+    return f"{decision.verdict.capitalize()}: {kept}, {decision.n} test prompts{served}"
+
+
+def _num_missed(arm: ArmMetrics | None) -> int | None:
+    return None if arm is None or arm.score is None or arm.metric != "accuracy" else round(arm.n * (1 - arm.score))
+
+
+def _show(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

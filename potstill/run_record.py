@@ -1,0 +1,47 @@
+"""What one run made, by reference: enough to write its report at any later time."""
+
+from pathlib import Path
+
+from potstill.artifacts import ArtifactRef, write_atomically
+from potstill.errors import DataError
+from potstill.recipe import Recipe
+from potstill.records import Row
+from potstill.release import Release
+
+RECORD = "run.json"
+
+
+class RunRecord(Row):
+    """The artefacts of a run, from the prompts to the release."""
+
+    recipe: Recipe
+    prompts: ArtifactRef
+    completions: ArtifactRef
+    dataset: ArtifactRef
+    student: ArtifactRef
+    evaluation: ArtifactRef
+    decision: ArtifactRef
+    release: Release | None
+    """None where the gate did not pass."""
+
+    def directory(self, home: Path) -> Path:
+        """Where its report is kept: a run of the same recipe writes to the same place."""
+        return home / "reports" / self.recipe.name / self.recipe.fingerprint[:12]
+
+    def write(self, home: Path) -> None:
+        write_atomically(self.directory(home) / RECORD, self.model_dump_json(indent=2))
+
+
+def find_record(home: Path, name: str) -> RunRecord:
+    """The record of a recipe's latest run, or of a run.json by its path.
+
+    Errors: `DataError` where there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return RunRecord.model_validate_json(path.read_bytes())
+    found = sorted((home / "reports" / name).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime)
+    if not found:
+        known = sorted(record.parents[1].name for record in (home / "reports").glob(f"*/*/{RECORD}"))
+        raise DataError(f"no run of a recipe named {name!r}; runs of: {', '.join(dict.fromkeys(known)) or 'none yet'}")
+    return RunRecord.model_validate_json(found[-1].read_bytes())

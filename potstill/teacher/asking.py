@@ -1,0 +1,244 @@
+"""Asks for answers, each until it stands in the ledger: reserve, send, settle, and ask again where that may help."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+from potstill.errors import (
+    BudgetReachedError,
+    NotAuthorisedError,
+    PermanentTeacherError,
+    PotstillError,
+    TransientTeacherError,
+)
+from potstill.ledger import AttemptPlan, Ledger, Status
+from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.limiter import Limiter
+from potstill.llm.messages import Reply
+from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
+from potstill.records import Row
+from potstill.teacher.plan import PlannedAnswer, TeachPlan
+
+BYTES_A_TOKEN = 4
+RATE_LIMIT_PAUSE_SECONDS = 1.0
+
+
+class BatchReport(Row):
+    """What became of one batch."""
+
+    answers: int
+    found: int
+    """Answers that stood in the ledger already."""
+    answered: int
+    refused: int
+    """Requests that the provider rejects for what they are."""
+    unanswered: int
+    """Requests that failed for now."""
+    attempts: int
+    cost_usd: Decimal
+    """The known cost of the attempts made here."""
+    last_error: str | None = None
+
+
+class Step(NamedTuple):
+    """Told after each attempt."""
+
+    key: str
+    is_answered: bool
+    cost_usd: Decimal
+
+
+class RefusedError(PermanentTeacherError):
+    """The provider rejects this one request; the others go on."""
+
+
+class Asker:
+    """The asynchronous core of a session; everything in it runs on one event loop.
+
+    Args:
+        budget_usd: the cap of the plan's run over all its resumptions; None for none.
+    """
+
+    def __init__(
+        self, plan: TeachPlan, ledger: Ledger, client: ChatClient, budget_usd: Decimal | None, policy: RetryPolicy
+    ) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._client = client
+        self._budget_usd = budget_usd
+        self._policy = policy
+        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm)
+        self._slots = asyncio.Semaphore(plan.teacher.concurrency)
+        self._settled = asyncio.Condition()
+        self._in_flight = 0
+        self._first = asyncio.Lock()
+        self._is_reached = False
+        self._stopped_by: PotstillError | None = None
+        self._asked: dict[str, asyncio.Task[None]] = {}
+
+    async def answer(self, batch: Sequence[PlannedAnswer], on_step: Callable[[Step], None]) -> BatchReport:
+        """Ask for what the ledger does not hold of a batch.
+
+        Errors: `NotAuthorisedError`, `BudgetReachedError`, `PermanentTeacherError` and, where the endpoint cannot be
+        reached at all, `TransientTeacherError`. Each stops every batch; what was answered until then is kept.
+        """
+        known = self._ledger.costs(answer.key for answer in batch)
+        have = self._ledger.find_answers(answer.key for answer in batch)
+        refused = {key for key, cost in known.items() if cost.refused and key not in have}
+        missing = [answer for answer in batch if answer.key not in have and answer.key not in refused]
+        steps: list[Step] = []
+
+        def count(step: Step) -> None:
+            steps.append(step)
+            on_step(step)
+
+        results = await asyncio.gather(*(self._once(answer, count) for answer in missing), return_exceptions=True)
+        if self._stopped_by is not None:
+            raise self._stopped_by
+        errors = [result for result in results if isinstance(result, BaseException)]
+        unexpected = next((error for error in errors if not isinstance(error, (RefusedError, UnansweredError))), None)
+        if unexpected is not None:
+            raise unexpected
+        return BatchReport(
+            answers=len(batch),
+            found=len(have),
+            answered=len(missing) - len(errors),
+            refused=len(refused) + sum(isinstance(error, RefusedError) for error in errors),
+            unanswered=sum(isinstance(error, UnansweredError) for error in errors),
+            attempts=len(steps),
+            cost_usd=sum((step.cost_usd for step in steps), Decimal(0)),
+            last_error=str(errors[-1]) if errors else None,
+        )
+
+    async def _once(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
+        """Ask, unless another batch is asking for the same content right now."""
+        task = self._asked.get(answer.key)
+        if task is None:
+            task = self._asked[answer.key] = asyncio.create_task(self._ask(answer, on_step))
+            task.add_done_callback(lambda _: self._asked.pop(answer.key, None))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+
+    async def _ask(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
+        async with self._slots:
+            if not self._is_reached:
+                async with self._first:
+                    if not self._is_reached:
+                        await self._reach(answer, on_step)
+                        return
+            await self._retry(answer, on_step)
+
+    async def _reach(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
+        """The first request goes alone, so that an endpoint that is down is not stormed."""
+        try:
+            await self._retry(answer, on_step)
+        except UnansweredError as error:
+            address = self._client.base_url
+            self._stop(TransientTeacherError(f"no answer from {address}: {error}. Run the same again when it is up"))
+        finally:
+            self._is_reached = True
+
+    async def _retry(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
+        async for attempt in retrying(self._policy):
+            with attempt:
+                await self._attempt(answer, on_step)
+
+    async def _attempt(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
+        body = self._client.encode(answer.request)
+        await self._limiter.wait(len(body) // BYTES_A_TOKEN + self._plan.teacher.max_tokens)
+        plan = AttemptPlan(
+            answer_key=answer.key,
+            prompt_id=answer.prompt.prompt_id,
+            run=self._plan.run,
+            purpose="teach",
+            provider=self._client.provider.name,
+            model=answer.request.model,
+            bound_usd=self._plan.rates.upper_bound(len(body), answer.request.max_tokens),
+            rates=self._plan.rates,
+        )
+        attempt_id = await self._reserve(plan)
+        started = time.monotonic()
+        self._in_flight += 1
+        attempt: Attempt | None = None
+        try:
+            attempt = await self._client.ask(body)
+        finally:
+            cost = self._settle(attempt_id, plan, attempt, time.monotonic() - started)
+            self._in_flight -= 1
+            async with self._settled:
+                self._settled.notify_all()
+        assert attempt is not None
+        on_step(Step(answer.key, isinstance(attempt.outcome, Reply), cost))
+        self._judge(attempt)
+
+    async def _reserve(self, plan: AttemptPlan) -> int:
+        """The id of the attempt's row, once the cap admits it; while others are in flight, one of them may make room."""
+        while True:
+            if self._stopped_by is not None:
+                raise self._stopped_by
+            if (attempt_id := self._ledger.begin(plan, self._budget_usd)) is not None:
+                return attempt_id
+            if self._in_flight == 0:
+                committed = self._ledger.committed_usd(plan.run)
+                self._stop(
+                    BudgetReachedError(
+                        f"budget {self._budget_usd} USD reached: {committed.normalize():f} USD are spent or reserved and "
+                        f"the next request may cost {plan.bound_usd.normalize():f}. "
+                        "What was answered is kept: raise the cap and run the same again"
+                    )
+                )
+                continue
+            async with self._settled:
+                await self._settled.wait()
+
+    def _settle(self, attempt_id: int, plan: AttemptPlan, attempt: Attempt | None, seconds: float) -> Decimal:
+        """Close the attempt's row; None where the request was cancelled."""
+        outcome = attempt.outcome if attempt else None
+        reply = outcome if isinstance(outcome, Reply) else None
+        return self._ledger.settle(
+            attempt_id,
+            plan,
+            status=_status(attempt),
+            reply=reply,
+            usage=outcome.usage if outcome else None,
+            http_status=attempt.http_status if attempt else None,
+            error="cancelled" if outcome is None else None if isinstance(outcome, Reply) else outcome.message,
+            seconds=seconds,
+        )
+
+    def _judge(self, attempt: Attempt) -> None:
+        """Raise what the outcome means for this request, for the run, or for the pace."""
+        failure = attempt.outcome
+        if isinstance(failure, Reply):
+            return
+        if failure.cause == "authorisation":
+            self._stop(NotAuthorisedError(f"{self._client.base_url}: {failure.message}"))
+        elif failure.cause == "run":
+            self._stop(PermanentTeacherError(f"{self._client.base_url}: {failure.message}"))
+        elif failure.cause == "request":
+            raise RefusedError(failure.message)
+        elif failure.cause == "rate_limit":
+            self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
+        if self._stopped_by is not None:
+            raise self._stopped_by
+        raise UnansweredError(failure.message, failure.retry_after_seconds)
+
+    def _stop(self, error: PotstillError) -> None:
+        self._stopped_by = self._stopped_by or error
+
+
+def _status(attempt: Attempt | None) -> Status:
+    if attempt is None:
+        return "unknown"
+    if isinstance(attempt.outcome, Reply):
+        return "answered"
+    if attempt.may_be_billed:
+        return "unknown"
+    if attempt.outcome.usage is not None:
+        return "unusable"
+    return "refused" if attempt.outcome.cause == "request" else "failed"

@@ -1,0 +1,65 @@
+"""What the parent and its training child tell each other: the spec before, the curve meanwhile, the status at the end."""
+
+from pathlib import Path
+from typing import Literal
+
+from potstill.recipe import Training
+from potstill.records import Row
+from potstill.run_folder import ChildStatus
+
+OUTPUT = "adapter"
+CHECKPOINTS = "checkpoints"
+
+
+class TrainingSpec(Row):
+    """All that a training child needs."""
+
+    run_dir: str
+    method: Literal["sft", "dpo"]
+    rows: str
+    """The Parquet file of examples, or of preference pairs."""
+    base: str
+    revision: str | None
+    adapter: str | None = None
+    """The SFT adapter that DPO starts from."""
+    config: Training
+
+
+class Point(Row):
+    """One line of `progress.jsonl`."""
+
+    step: int
+    total_steps: int
+    loss: float | None = None
+    validation_loss: float | None = None
+    tokens_per_second: float | None = None
+    elapsed_seconds: float
+    """Since this process began to train."""
+
+    def describe(self) -> str:
+        found = {"loss": self.loss, "validation loss": self.validation_loss}
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+        speed = f", {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second else ""
+        return f"step {self.step} of {self.total_steps}: {losses}{speed}"
+
+
+class TrainingStatus(ChildStatus):
+    """How a training ended."""
+
+    steps: int = 0
+    examples: int = 0
+    dropped_too_long: int = 0
+    """Examples over `max_length` tokens: counted, never cut."""
+    resumed_from_step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def read_points(path: Path) -> list[Point]:
+    """The curve so far, one point a step: where a resumed run went over a step again, its later line counts."""
+    points: dict[tuple[int, bool], Point] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        if line.endswith(b"}"):  # a killed run may leave half a line
+            point = Point.model_validate_json(line)
+            points[point.step, point.validation_loss is not None] = point
+    return [points[place] for place in sorted(points)]

@@ -1,0 +1,23 @@
+"""Curation: production logs → PromptSet."""
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from potstill.artifacts import ArtifactRef, StageKey, open_store
+from potstill.curation import curate as stage
+from potstill.recipe import Recipe
+from tasks.policies import mirror
+
+
+def _key(recipe: Recipe) -> StageKey:
+    return stage.stage_key(recipe.curation, recipe.task)
+
+
+@task(cache_policy=mirror(_key), result_serializer="json")
+def curate(recipe: Recipe) -> ArtifactRef:
+    """The prompt set of the recipe's inputs: redacted, without duplicates, split. The same inputs are read once."""
+    store = open_store()
+    prompts = stage.curate(recipe.curation, recipe.task, store, recipe_fingerprint=recipe.fingerprint)
+    summary = stage.read_summary(store.path(prompts))
+    create_markdown_artifact(stage.describe(summary), key="curation", description="Where every line of the log went")
+    return prompts

@@ -1,0 +1,36 @@
+"""How tasks retry and what they remember: the only place where such numbers live.
+
+Per-request retrying is `potstill.llm.retrying`; no cause is retried in both places.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import Task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+
+from potstill.artifacts import StageKey, open_store
+from potstill.errors import PotstillError
+
+BATCH_RETRIES = 2
+BATCH_RETRY_SECONDS = [10, 60]
+CHILD_RETRIES = 1
+"""A training or generation child that died goes on from what it left."""
+MAX_BATCHES_AT_ONCE = 8
+
+
+def mirror(key_of: Callable[..., StageKey]) -> CacheKeyFnPolicy:
+    """Prefect's cache as a mirror of the store: its key follows the store's, and a missing artefact means another one."""
+
+    def cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+        return open_store().mirror_key(key_of(**parameters))
+
+    return CacheKeyFnPolicy(cache_key_fn=cache_key)
+
+
+async def is_worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """What Potstill calls fatal would fail again; anything unforeseen is not asked twice either."""
+    error = await state.aresult(raise_on_failure=False)
+    return isinstance(error, PotstillError) and not error.fatal

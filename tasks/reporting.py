@@ -1,0 +1,27 @@
+"""Reporting: everything that a run made → one HTML page, and the state in which the run ends."""
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from potstill.artifacts import open_store
+from potstill.report.run_report import RunSummary, write_report
+from potstill.run_record import RunRecord
+
+STATE_NAMES = {"passed": "Completed", "rejected": "GateRejected", "undecided": "GateUndecided"}
+
+
+@task(cache_policy=NO_CACHE, result_serializer="json")
+def report(run: RunRecord) -> RunSummary:
+    """The run's page and its figures; written anew each time, from what is kept."""
+    summary = write_report(run, open_store())
+    create_markdown_artifact(summary.describe(), key="summary", description="The run in figures")
+    create_link_artifact(f"file://{summary.report}", key="report", link_text="report.html")
+    return summary
+
+
+def conclude(summary: RunSummary) -> State[RunSummary]:
+    """The state of the run: a gate that does not pass ends a good run under a name of its own."""
+    return Completed(name=STATE_NAMES[summary.verdict], message=summary.headline, data=summary)

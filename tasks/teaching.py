@@ -1,0 +1,71 @@
+"""Teaching: PromptSet → Completions, in batches that show progress, retries and cost."""
+
+from prefect import task, unmapped
+from prefect.artifacts import create_table_artifact
+from prefect.logging import get_run_logger
+
+from potstill.artifacts import ArtifactRef, StageKey, open_store
+from potstill.errors import TransientTeacherError
+from potstill.ledger import Ledger
+from potstill.recipe import Recipe
+from potstill.teacher import collect as stage
+from potstill.teacher.asking import BatchReport
+from potstill.teacher.plan import batch_key, split_batches
+from potstill.teacher.sharing import plan_of, shared_session
+from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
+
+
+def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
+    """Every prompt answered once. A re-run pays only for what is missing."""
+    indexes = range(len(split_batches(plan_of(recipe, prompts))))
+    batches = teach_batch.map(index=indexes, recipe=unmapped(recipe), prompts=unmapped(prompts))
+    batches.wait()
+    for batch in batches:
+        batch.result()
+    return collect_completions(recipe, prompts)
+
+
+def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:
+    return batch_key(split_batches(plan_of(recipe, prompts))[index], Ledger().id)
+
+
+@task(
+    task_run_name="teach-batch-{index}",
+    cache_policy=mirror(_batch_key),
+    result_serializer="json",
+    retries=BATCH_RETRIES,
+    retry_delay_seconds=BATCH_RETRY_SECONDS,
+    retry_condition_fn=is_worth_retrying,
+)
+def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport:
+    """One batch answered; what the ledger holds is not asked again."""
+    plan = plan_of(recipe, prompts)
+    batch = split_batches(plan)[index]
+    with shared_session(plan, Ledger(), recipe.budget.run_usd) as session:
+        report = session.answer(batch)
+    get_run_logger().info(
+        "%d of %d answers stood in the ledger, %d asked for in %d attempts for %s USD, %d refused",
+        *(report.found, report.answers, report.answered, report.attempts, report.cost_usd, report.refused),
+    )
+    if report.unanswered:
+        raise TransientTeacherError(f"{report.unanswered} prompts have no answer yet: {report.last_error}")
+    return report
+
+
+def _collect_key(recipe: Recipe, prompts: ArtifactRef) -> StageKey:
+    return plan_of(recipe, prompts).key
+
+
+@task(cache_policy=mirror(_collect_key), result_serializer="json")
+def collect_completions(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
+    """The answers of all batches as one artefact, quarantined ones marked."""
+    store = open_store()
+    plan = plan_of(recipe, prompts)
+    completions = stage.collect(plan, Ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)
+    summary = stage.read_summary(store.path(completions))
+    create_table_artifact(
+        [{"model": recipe.teacher.model, **summary.model_dump(mode="json", exclude={"reasons"})}],
+        key="spend",
+        description="What the teacher's answers cost",
+    )
+    return completions

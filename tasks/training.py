@@ -1,0 +1,76 @@
+"""Training: SFTDataset → StudentAdapter, by SFT and, where the recipe says so, DPO."""
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.logging import get_run_logger
+
+from potstill.artifacts import ArtifactRef, StageKey, open_store
+from potstill.recipe import Recipe
+from potstill.student.base import resolve_base
+from potstill.training import examples, launch
+from potstill.training.spec import Point
+from tasks.evaluation import generate_arm
+from tasks.policies import CHILD_RETRIES, is_worth_retrying, mirror
+
+
+def train(recipe: Recipe, prompts: ArtifactRef, dataset: ArtifactRef) -> ArtifactRef:
+    """The trained student: the SFT rung, then DPO against the base's own outputs where the recipe has it."""
+    student = train_sft(recipe, dataset)
+    if recipe.training.dpo is None:
+        return student
+    own_outputs = generate_arm(recipe, prompts, "base", split="train", limit=recipe.training.dpo.max_pairs)
+    pairs = examples.assemble_preferences(dataset, own_outputs, recipe.training.dpo.max_pairs, open_store())
+    return train_dpo(recipe, pairs, student)
+
+
+def _sft_key(recipe: Recipe, dataset: ArtifactRef) -> StageKey:
+    return launch.sft_key(dataset, resolve_base(recipe.student, open_store()), recipe.training)
+
+
+@task(
+    cache_policy=mirror(_sft_key),
+    result_serializer="json",
+    retries=CHILD_RETRIES,
+    retry_condition_fn=is_worth_retrying,
+)
+def train_sft(recipe: Recipe, dataset: ArtifactRef) -> ArtifactRef:
+    """The SFT adapter. A run that was cut off goes on from its last checkpoint."""
+    store = open_store()
+    base = resolve_base(recipe.student, store)
+    adapter = launch.train_sft(
+        dataset, base, recipe.training, store, on_point=_log_point, recipe_fingerprint=recipe.fingerprint
+    )
+    _show_curve(adapter, "training-sft")
+    return adapter
+
+
+def _dpo_key(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> StageKey:
+    assert recipe.training.dpo is not None
+    return launch.dpo_key(pairs, adapter, recipe.training, recipe.training.dpo)
+
+
+@task(
+    cache_policy=mirror(_dpo_key),
+    result_serializer="json",
+    retries=CHILD_RETRIES,
+    retry_condition_fn=is_worth_retrying,
+)
+def train_dpo(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> ArtifactRef:
+    """The SFT adapter after the DPO rung."""
+    store = open_store()
+    base = resolve_base(recipe.student, store)
+    tuned = launch.train_dpo(
+        pairs, adapter, base, recipe.training, store, on_point=_log_point, recipe_fingerprint=recipe.fingerprint
+    )
+    _show_curve(tuned, "training-dpo")
+    return tuned
+
+
+def _log_point(point: Point) -> None:
+    get_run_logger().info(point.describe())
+
+
+def _show_curve(adapter: ArtifactRef, key: str) -> None:
+    store = open_store()
+    curve = [point.model_dump(mode="json") for point in launch.read_curve(store.path(adapter))]
+    create_table_artifact(curve, key=key, description="Loss by step")
