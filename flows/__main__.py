@@ -1,10 +1,11 @@
-"""Runs the parent flow in this process: `python -m flows RECIPE [--set section.field=VALUE]… [--json] [--debug]`.
+"""Runs the parent flow in this process: `python -m flows RECIPE [--set section.field=VALUE]… [--json]`.
 
 With no PREFECT_API_URL it needs no server; with one, the run is shown there. `potstill run` calls this.
 """
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -23,16 +24,16 @@ def main() -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--json", dest="as_json", action="store_true")
-    parser.add_argument("--debug", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.debug:
+    debug = os.environ.get("POTSTILL_DEBUG") == "1"
+    if not debug:
         _without_tracebacks()
     try:
         recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
-        state = distill_student(recipe, return_state=True)
+        state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
         summary = state.result()
     except PotstillError as error:
-        if arguments.debug:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command's output
         return error.exit_code

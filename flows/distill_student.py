@@ -18,10 +18,10 @@ from tasks.teaching import teach
 from tasks.training import train
 
 
-@flow(
+@flow(  # pyright: ignore[reportCallIssue] - same as below
     name="distill-student",
     flow_run_name="distil-{recipe.name}",
-    task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE),
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE),  # pyright: ignore[reportArgumentType] - invariant in its futures
     persist_result=True,
     result_serializer="json",
 )

@@ -26,7 +26,6 @@ from potstill.artifacts import load_artifact, write_atomically
 from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.fingerprint import file_sha256, fingerprint
 from potstill.promotions import Alias, Aliases, came_true, move, promotions, read_aliases
-from potstill.recipe import Student
 from potstill.records import Message, Row, write_jsonl
 from potstill.student.base import PACKAGE_PREFIX, Base
 
@@ -93,7 +92,6 @@ def publish(
     recipe: str,
     adapter: Path,
     *,
-    student: Student,
     base: Base,
     decision: "GateDecision",
     golden: Sequence[Golden],
@@ -104,9 +102,8 @@ def publish(
     The same student again is the same version. A decision moves the champion once: publishing again on it changes
     nothing, so that a nightly re-run does not bring back what was rolled back; a new decision does.
 
-    `adapter` is the directory of a StudentAdapter artefact, inside a store or not; `student` says where the recipe finds
-    its base, `base` what was found there; `golden` are test prompts with the evaluated student's answers, of which the
-    first 20 are kept; `max_tokens` is the limit it was evaluated with.
+    `adapter` is the directory of a StudentAdapter artefact, inside a store or not; `golden` are test prompts with the
+    evaluated student's answers, of which the first 20 are kept; `max_tokens` is the limit it was evaluated with.
 
     Errors: `ReleaseError` where the decision did not pass, the adapter could run code, or the name is no recipe's;
     `ArtifactMissingError`, `ArtifactDamagedError` where the adapter, or a version of the same digest, is not whole.
@@ -121,7 +118,7 @@ def publish(
         recipe=recipe,
         version=digest[:12],
         digest=digest,
-        base_location=student.base if student.base.startswith(PACKAGE_PREFIX) else base.location,
+        base_location=base.student.base if base.student.base.startswith(PACKAGE_PREFIX) else base.location,
         base_revision=base.revision,
         base_identity=base.identity,
         adapter_digest=artefact.digest,

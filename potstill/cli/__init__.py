@@ -1,1 +1,58 @@
-"""The command line: one file a command."""
+"""The command line: one file a command, each imported only when it is called."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from potstill import __version__
+from potstill.errors import PotstillError
+
+DEBUG_FLAG = "--debug"
+INTERRUPTED = 130
+
+COMMANDS = {
+    "run": ("run:run", "Distil a recipe: curate, teach, train, evaluate, gate, release."),
+    "curate": ("curate:curate", "Production logs to a clean, split prompt set."),
+    "teach": ("teach:teach", "Every prompt answered once by the teacher."),
+    "train": ("train:train", "The teacher's answers to a trained student."),
+    "evaluate": ("evaluate:evaluate", "The answers of several arms, scored on the test split."),
+    "gate": ("gate:gate", "Whether the candidate may replace the teacher."),
+    "release": ("release:release", "A student that passed its gate becomes a version and the champion."),
+    "releases": ("release:releases", "The versions of a recipe, and which of them serves."),
+    "rollback": ("release:rollback", "Swap the champion and the version before it."),
+    "serve": ("serve:serve", "Serve the released students on an OpenAI-compatible endpoint."),
+    "report": ("report:report", "Write the report of a recipe's latest run anew."),
+}
+
+app = App(
+    name="potstill",
+    version=__version__,
+    help="Distils the production prompts of a frontier teacher into a small student of your own. "
+    "Every command takes --debug for a traceback.",
+)
+for _name, (_path, _help) in COMMANDS.items():
+    app.command(f"potstill.cli.{_path}", name=_name, help=_help)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code; an error is said in a line or two on standard error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG_FLAG in given
+    if debug:
+        os.environ["POTSTILL_DEBUG"] = "1"  # for the processes that a command becomes or starts
+    tokens = [token for token in given if token != DEBUG_FLAG]
+    try:
+        code = app(tokens, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        sys.exit(2)
+    except PotstillError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: run the same again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)

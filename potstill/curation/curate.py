@@ -14,8 +14,8 @@ from potstill.curation.readers import Line, RawPrompt, read_lines
 from potstill.curation.split import assign_split
 from potstill.errors import DataError
 from potstill.fingerprint import file_sha256, fingerprint
-from potstill.recipe import Curation, Task
-from potstill.records import Prompt, QuarantinedLine, Row, Split, write_jsonl, write_parquet
+from potstill.recipe import Curation
+from potstill.records import Prompt, QuarantinedLine, Row, Split, TaskKind, write_jsonl, write_parquet
 
 STAGE = "curate"
 VERSION = 1
@@ -39,20 +39,20 @@ class CurationSummary(Row):
     redactions: dict[str, int]
 
 
-def stage_key(config: Curation, task: Task) -> StageKey:
+def stage_key(config: Curation, kind: TaskKind) -> StageKey:
     """The key of this config over the bytes of its inputs. Errors: `DataError` where an input is missing."""
     settings = config.model_dump(exclude={"inputs"})
     inputs = [(path.name, file_sha256(path)) for path in find_inputs(config.inputs)]
-    digest = fingerprint({"inputs": inputs, "config": settings, "task": task.kind, "redaction": redact.VERSION})
+    digest = fingerprint({"inputs": inputs, "config": settings, "kind": kind, "redaction": redact.VERSION})
     return StageKey(STAGE, VERSION, digest)
 
 
-def curate(config: Curation, task: Task, store: ArtifactStore, *, recipe_fingerprint: str = "") -> ArtifactRef:
+def curate(config: Curation, kind: TaskKind, store: ArtifactStore, *, recipe_fingerprint: str = "") -> ArtifactRef:
     """The prompt set of these inputs. Errors: `DataError` where too many lines, or all, cannot be used."""
     return store.build(
-        stage_key(config, task),
+        stage_key(config, kind),
         KIND,
-        lambda directory: _Curator(config, task).write(directory),
+        lambda directory: _Curator(config, kind).write(directory),
         recipe_fingerprint=recipe_fingerprint,
     )
 
@@ -97,9 +97,9 @@ class Sourced(NamedTuple):
 
 
 class _Curator:
-    def __init__(self, config: Curation, task: Task) -> None:
+    def __init__(self, config: Curation, kind: TaskKind) -> None:
         self.config = config
-        self.task = task
+        self.kind: TaskKind = kind
         self.counts: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
         self.redactions: Counter[str] = Counter()
@@ -109,7 +109,7 @@ class _Curator:
 
     def write(self, directory: Path) -> int:
         kept = write_parquet(directory / PROMPTS, self._prompts(), Prompt)
-        _write_private(directory / QUARANTINE, self.quarantined)
+        write_private(directory / QUARANTINE, self.quarantined)
         self._check(kept)
         summary = CurationSummary(
             lines_read=self.counts["read"],
@@ -139,7 +139,7 @@ class _Curator:
                 prompt_id=found.prompt_id,
                 messages=found.raw.messages,
                 tools=found.raw.tools,
-                task_kind=self.task.kind,
+                task_kind=self.kind,
                 workload=found.raw.workload,
                 group_id=found.prompt_id,
                 split=split,
@@ -153,7 +153,7 @@ class _Curator:
             for line in read_lines(path):
                 self.counts["read"] += 1
                 if line.prompt is None:
-                    self._quarantine(path, line)
+                    self.quarantined.append(quarantined_line(path, line))
                     continue
                 self.workloads[line.prompt.workload] += 1
                 if self.config.workload is not None and line.prompt.workload != self.config.workload:
@@ -163,12 +163,6 @@ class _Curator:
                 self.flags.update(line.prompt.flags)
                 raw = redact_prompt(line.prompt, self.redactions)
                 yield Sourced(raw, prompt_id(raw.messages, raw.tools), f"{path}:{line.number}")
-
-    def _quarantine(self, path: Path, line: Line) -> None:
-        excerpt = redact.Redactor().text(line.text.decode("utf-8", errors="replace"))[:200]
-        self.quarantined.append(
-            QuarantinedLine(file=str(path), line=line.number, reason=line.reason or "", excerpt=excerpt)
-        )
 
     def _check(self, kept: int) -> None:
         read, bad = self.counts["read"], len(self.quarantined)
@@ -188,6 +182,12 @@ class _Curator:
             raise DataError(f"{names}: no prompt of workload {self.config.workload!r}: the log has {there or 'none'}")
 
 
+def quarantined_line(path: Path, line: Line) -> QuarantinedLine:
+    """What is kept of a line that cannot be used."""
+    excerpt = redact.Redactor().text(line.text.decode("utf-8", errors="replace"))[:200]
+    return QuarantinedLine(file=str(path), line=line.number, reason=line.reason or "", excerpt=excerpt)
+
+
 def redact_prompt(raw: RawPrompt, counts: Counter[str]) -> RawPrompt:
     """The prompt without personal data; `counts` grows by what was replaced."""
     redactor = redact.Redactor()
@@ -200,6 +200,6 @@ def redact_prompt(raw: RawPrompt, counts: Counter[str]) -> RawPrompt:
     return redacted
 
 
-def _write_private(path: Path, rows: list[QuarantinedLine]) -> None:
+def write_private(path: Path, rows: list[QuarantinedLine]) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     write_jsonl(path, rows)

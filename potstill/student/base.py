@@ -19,6 +19,8 @@ PACKAGE_PREFIX = "package:"
 class Base(NamedTuple):
     """A base model that transformers can load."""
 
+    student: Student
+    """As the recipe names it."""
     location: str
     """A directory, or a hub id."""
     revision: str | None
@@ -37,16 +39,16 @@ def resolve_base(student: Student, store: ArtifactStore) -> Base:
         ref = store.build(
             StageKey(STAGE, VERSION, fingerprint({"gguf": digest})), "BaseModel", lambda out: _dequantize(gguf, out)
         )
-        return Base(str(store.path(ref)), None, f"{student.base}@{digest[:12]}")
+        return Base(student, str(store.path(ref)), None, f"{student.base}@{digest[:12]}")
     directory = Path(student.base).expanduser()
     if directory.is_dir():
         if not (directory / "config.json").is_file():
             raise DataError(f"student.base {directory}: no config.json in it: name a directory that transformers loads")
         weights = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
-        return Base(str(directory.absolute()), None, f"directory@{fingerprint(weights)[:12]}")
+        return Base(student, str(directory.absolute()), None, f"directory@{fingerprint(weights)[:12]}")
     if student.base.startswith((".", "/", "~")):
         raise DataError(f"student.base {student.base}: no such directory")
-    return Base(student.base, student.revision, f"{student.base}@{student.revision or 'main'}")
+    return Base(student, student.base, student.revision, f"{student.base}@{student.revision or 'main'}")
 
 
 def _packaged_gguf(package: str) -> Path:

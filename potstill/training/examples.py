@@ -1,6 +1,6 @@
 """Assembles what the student learns from: SFT examples out of prompts and the teacher's answers, and DPO pairs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
@@ -37,21 +37,12 @@ def assemble_sft(prompts: ArtifactRef, completions: ArtifactRef, store: Artifact
     """
 
     def produce(directory: Path) -> int:
-        asked = _prompts(store.path(prompts))
-        answers = {row.prompt_id: row for row in _usable(store.path(completions))}
+        asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
+        rows = read_parquet(store.path(completions) / "completions.parquet", Completion)
+        answers = {row.prompt_id: row for row in rows if _is_usable(row)}
         taught = [prompt for prompt in asked if prompt.split != "test"]
-        examples = [_example(prompt, answers[prompt.prompt_id]) for prompt in taught if prompt.prompt_id in answers]
-        by_split: dict[Split, int] = {
-            split: sum(row.split == split for row in examples) for split in ("train", "validation")
-        }
-        if not by_split["train"]:
-            raise DataError(
-                f"nothing to train on: {len(taught)} prompts outside the test split, none with a usable answer. "
-                "Look at the completions' quarantine reasons"
-            )
-        summary = AssemblySummary(examples=by_split, without_usable_answer=len(taught) - len(examples))
-        (directory / SUMMARY).write_text(summary.model_dump_json(indent=2))
-        return write_parquet(directory / EXAMPLES, examples, Example)
+        found = [_example(prompt, answers[prompt.prompt_id]) for prompt in taught if prompt.prompt_id in answers]
+        return _write(directory, found, len(taught))
 
     key = sft_key(prompts, completions)
     return store.build(key, SFT_KIND, produce, inputs=(prompts, completions))
@@ -79,21 +70,32 @@ def assemble_preferences(
     return store.build(key, PREFERENCE_KIND, produce, inputs=(dataset, base_outputs))
 
 
-def examples_from_lines(rows: Iterable[tuple[Prompt, Completion]]) -> Iterator[Example]:
-    """SFT examples of completions that carry their prompts, such as the lines that `potstill teach` writes."""
-    for prompt, completion in rows:
-        if completion.quarantine is None and completion.sample_index == 0:
-            yield _example(prompt, completion)
+def assemble_lines(lines: Sequence[tuple[Prompt, Completion]], store: ArtifactStore) -> ArtifactRef:
+    """The SFT dataset of completions that carry their prompts, such as the lines that `potstill teach` writes."""
+    content = [(prompt.split, prompt.messages, prompt.tools, completion) for prompt, completion in lines]
+
+    def produce(directory: Path) -> int:
+        taught = [line for line in lines if line[0].split != "test"]
+        return _write(directory, [_example(*line) for line in taught if _is_usable(line[1])], len(taught))
+
+    return store.build(StageKey("assemble-lines", VERSION, fingerprint(content)), SFT_KIND, produce)
 
 
-def _prompts(directory: Path) -> list[Prompt]:
-    return list(read_parquet(directory / "prompts.parquet", Prompt))
+def _is_usable(completion: Completion) -> bool:
+    return completion.quarantine is None and completion.sample_index == 0
 
 
-def _usable(directory: Path) -> Iterator[Completion]:
-    for row in read_parquet(directory / "completions.parquet", Completion):
-        if row.quarantine is None and row.sample_index == 0:
-            yield row
+def _write(directory: Path, found: list[Example], num_prompts: int) -> int:
+    splits: tuple[Split, ...] = ("train", "validation")
+    counts: dict[Split, int] = {split: sum(row.split == split for row in found) for split in splits}
+    if not counts["train"]:
+        raise DataError(
+            f"nothing to train on: {num_prompts} prompts outside the test split, {len(found)} of them with a usable "
+            "answer, none in the train split. Look at the quarantine reasons of the completions and at the fractions"
+        )
+    summary = AssemblySummary(examples=counts, without_usable_answer=num_prompts - len(found))
+    (directory / SUMMARY).write_text(summary.model_dump_json(indent=2))
+    return write_parquet(directory / EXAMPLES, found, Example)
 
 
 def _example(prompt: Prompt, completion: Completion) -> Example:

@@ -57,6 +57,7 @@ def train_sft(
         run_dir=str(store.root / "runs" / "train" / key.digest[:24]),
         method="sft",
         rows=str(store.path(dataset) / EXAMPLES),
+        student=base.student,
         base=base.location,
         revision=base.revision,
         config=config,
@@ -83,6 +84,7 @@ def train_dpo(
         run_dir=str(store.root / "runs" / "train" / key.digest[:24]),
         method="dpo",
         rows=str(store.path(pairs) / PAIRS),
+        student=base.student,
         base=base.location,
         revision=base.revision,
         adapter=str(store.path(adapter) / OUTPUT),
@@ -96,6 +98,11 @@ def train_dpo(
 def read_curve(directory: Path) -> list[Point]:
     """The training curve of a StudentAdapter."""
     return read_points(directory / "progress.jsonl")
+
+
+def read_spec(directory: Path) -> TrainingSpec:
+    """What a StudentAdapter was trained as."""
+    return TrainingSpec.model_validate_json((directory / "spec.json").read_bytes())
 
 
 def read_status(directory: Path) -> TrainingStatus:

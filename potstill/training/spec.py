@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from potstill.recipe import Training
+from potstill.recipe import Student, Training
 from potstill.records import Row
 from potstill.run_folder import ChildStatus
 
@@ -18,7 +18,10 @@ class TrainingSpec(Row):
     method: Literal["sft", "dpo"]
     rows: str
     """The Parquet file of examples, or of preference pairs."""
+    student: Student
+    """The base as the recipe names it."""
     base: str
+    """Where it was found."""
     revision: str | None
     adapter: str | None = None
     """The SFT adapter that DPO starts from."""

@@ -40,6 +40,7 @@ def test_the_recipes_name_is_answered_by_its_champion(served) -> None:
     for answer in (by_alias, by_version):
         assert answer.json()["model"] == answer.headers["x-potstill-version"] == champion
         assert answer.json()["usage"]["completion_tokens"] == 12  # the release's own limit
+    assert ask(served.url, temperature=0.7).headers["x-potstill-not-followed"] == "temperature"
 
 
 def test_models_are_the_recipes_and_their_versions(served) -> None:

@@ -197,12 +197,11 @@ class EmbeddedApp:
         return await asyncio.get_running_loop().run_in_executor(self._worker, call)
 
 
-async def _main(base: str, revision: str | None, ready: Path) -> None:
-    stop = stop_event()
-    sock = bind("127.0.0.1", 0)
-    generator = StudentGenerator(base, revision)
+async def _serve(generator: StudentGenerator, ready: Path) -> None:
     app = EmbeddedApp(generator, os.environ.get(KEY_VARIABLE)).app
-    await run_app(app, sock, stop, lambda: write_atomically(ready, json.dumps({"url": url_of(sock)})), grace_seconds=1)
+    with bind("127.0.0.1", 0) as sock:
+        url = json.dumps({"url": url_of(sock)})
+        await run_app(app, sock, stop_event(), lambda: write_atomically(ready, url), grace_seconds=1)
 
 
 if __name__ == "__main__":
@@ -212,5 +211,5 @@ if __name__ == "__main__":
     parser.add_argument("--ready", type=Path, required=True)
     arguments = parser.parse_args()
     exit_with_parent()
-    asyncio.run(_main(arguments.base, arguments.revision, arguments.ready))
+    asyncio.run(_serve(StudentGenerator(arguments.base, arguments.revision), arguments.ready))
     os._exit(0)  # an answer that nobody waits for may still be generated: its thread must not hold the process

@@ -1,0 +1,74 @@
+"""What commands print: a summary for people or for programs, and progress that fits where it goes."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Protocol
+
+import orjson
+from cyclopts import Parameter
+
+PLAIN_SECONDS = 5.0
+"""How often a progress line is printed where there is no terminal."""
+
+AsJson = Annotated[
+    bool, Parameter(name="--json", negative="", show_default=False, help="Print the summary as JSON, as the last line.")
+]
+
+
+class Advance(Protocol):
+    """Tells how far a piece of work is; `note` is what is shown beside the bar."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+def say(summary: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the summary of a command: aligned lines, or one line of JSON."""
+    if as_json:
+        print(orjson.dumps(dict(summary), default=str).decode(), flush=True)
+        return
+    width = max(map(len, summary))
+    for name, value in summary.items():
+        shown = ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
+        print(f"{name.replace('_', ' '):<{width}}  {'–' if shown is None else shown}", flush=True)
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Advance]:
+    """A Rich bar with throughput and ETA on a terminal, a plain line now and then elsewhere; both on standard error."""
+    if not sys.stderr.isatty():
+        yield _plain(label, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    more = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    started = time.monotonic()
+    with Progress(*columns, *more, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, note="", rate="")
+
+        def advance(done: int, note: str = "") -> None:
+            rate = f"{done / max(time.monotonic() - started, 0.001):.1f}/s"
+            bar.update(task, completed=done, note=note, rate=rate)
+
+        yield advance
+
+
+def _plain(label: str, total: int | None) -> Advance:
+    started = time.monotonic()
+    last = started
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < PLAIN_SECONDS and done != total:
+            return
+        last = now
+        rate = done / max(now - started, 0.001)
+        left = f", {(total - done) / rate:.0f} s left" if total and rate and done < total else ""
+        of = f" of {total}" if total else ""
+        print(f"{label}: {done}{of}, {rate:.1f}/s{left}{', ' + note if note else ''}", file=sys.stderr, flush=True)
+
+    return advance

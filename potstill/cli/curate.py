@@ -1,0 +1,55 @@
+"""`potstill curate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from potstill.artifacts import open_store
+from potstill.cli.console import AsJson, say
+from potstill.cli.flags import checked
+from potstill.curation import curate as stage
+from potstill.recipe import Curation
+from potstill.records import TaskKind
+
+
+def curate(
+    inputs: Annotated[list[str], Parameter(name="IN", negative="")],
+    /,
+    *,
+    out: Path,
+    workload: str | None = None,
+    kind: TaskKind = "classification",
+    validation_fraction: float = 0.05,
+    test_fraction: float = 0.2,
+    split_key: str = "potstill",
+    max_bad_fraction: float = 0.2,
+    as_json: AsJson = False,
+) -> int:
+    """Read request logs or chat JSONL into a clean, split prompt set.
+
+    Args:
+        inputs: Files; globs are allowed.
+        out: Directory to write the prompt set to.
+        workload: Keep only the log's lines with this workload_id.
+        kind: What kind of task the prompts are.
+        validation_fraction: Share of prompts to watch training with.
+        test_fraction: Share of prompts that only evaluation sees.
+        split_key: Keys the split.
+        max_bad_fraction: More unusable lines than this are an error.
+    """
+    config = checked(
+        Curation,
+        inputs=tuple(inputs),
+        workload=workload,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        split_key=split_key,
+        max_bad_fraction=max_bad_fraction,
+    )
+    store = open_store()
+    ref = stage.curate(config, kind, store)
+    store.export(ref, out)
+    summary = stage.read_summary(store.path(ref))
+    say({**summary.model_dump(mode="json"), "out": str(out)}, as_json=as_json)
+    return 0

@@ -1,0 +1,81 @@
+"""`potstill evaluate`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from potstill.artifacts import ArtifactRef, StageKey, open_store
+from potstill.cli.console import AsJson, say
+from potstill.cli.flags import checked
+from potstill.cli.inputs import read_completions, read_rows
+from potstill.errors import UsageError
+from potstill.evaluation import report
+from potstill.fingerprint import fingerprint
+from potstill.recipe import Task
+from potstill.records import Completion, Prompt, TaskKind
+
+Arms = dict[str, dict[str, Completion]]
+
+
+def evaluate(
+    *,
+    prompts: Path,
+    arm: Annotated[list[str], Parameter(negative="")],
+    out: Path,
+    kind: TaskKind | None = None,
+    labels: str | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Score the answers of several arms on the test split.
+
+    Args:
+        prompts: A PromptSet directory, or chat JSONL whose every line is a test prompt.
+        arm: NAME=completions.jsonl, or a directory that teach wrote; the gate reads teacher, candidate and champion.
+        out: Directory to write report.json and scores.jsonl to.
+        kind: What kind of task it is; default: as curated.
+        labels: Classification: the allowed answers, separated by commas; default: every answer that is wanted.
+    """
+    rows = read_rows(prompts, redact=True)
+    asked = list({row.prompt.prompt_id: row.prompt for row in rows.rows if row.prompt.split == "test"}.values())
+    arms: Arms = dict(_arm(text) for text in arm)
+    task = _task(kind or rows.rows[0].prompt.task_kind, labels, asked, arms)
+    store = open_store()
+    key = StageKey("evaluate-files", report.VERSION, fingerprint([task, asked, arms]))
+    ref: ArtifactRef = store.build(
+        key, report.KIND, lambda directory: report.write_evaluation(task, asked, arms, directory)
+    )
+    store.export(ref, out)
+    found = report.read_report(store.path(ref))
+    say(
+        {
+            "prompts": found.num_prompts,
+            "target": found.target,
+            "arms": {row.arm: row.model_dump(mode="json", exclude={"arm"}) for row in found.arms},
+            "out": str(out),
+        },
+        as_json=as_json,
+    )
+    return 0
+
+
+def _arm(text: str) -> tuple[str, dict[str, Completion]]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        raise UsageError(f"--arm {text}: write NAME=completions.jsonl, such as teacher=out/completions.jsonl")
+    return name, {row.prompt_id: row for row in read_completions(Path(path)) if row.sample_index == 0}
+
+
+def _task(kind: TaskKind, labels: str | None, asked: Iterable[Prompt], arms: Arms) -> Task:
+    if kind != "classification":
+        return checked(Task, kind=kind)
+    if labels is not None:
+        return checked(Task, kind=kind, labels=tuple(label.strip() for label in labels.split(",") if label.strip()))
+    teacher = arms.get("teacher", {})
+    wanted = {prompt.reference or _text(teacher.get(prompt.prompt_id)) for prompt in asked} - {""}
+    return checked(Task, kind=kind, labels=tuple(sorted(wanted)))
+
+
+def _text(completion: Completion | None) -> str:
+    return "" if completion is None or completion.quarantine else completion.completion.strip()

@@ -1,0 +1,57 @@
+"""`potstill gate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from potstill import gate as deploy_gate
+from potstill.artifacts import write_atomically
+from potstill.cli.console import AsJson, say
+from potstill.cli.flags import checked
+from potstill.errors import UsageError
+from potstill.evaluation.report import SCORES
+from potstill.recipe import Gate
+
+
+def gate(
+    report: Annotated[Path | None, Parameter(name="REPORT", negative="")] = None,
+    /,
+    *,
+    scores: Path | None = None,
+    floor: float = 0.95,
+    alpha: float = 0.05,
+    champion_margin: float = 0.03,
+    min_prompts: int = 50,
+    out: Path | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Decide whether the candidate keeps enough of the teacher. Exit code 0 passed, 3 rejected, 4 undecided.
+
+    Args:
+        report: The directory that evaluate wrote.
+        scores: In its place, a file of lines {prompt_id, arm, score, slice}.
+        floor: Share of the teacher's score that must be kept.
+        alpha: Chance to pass a student that lies exactly at the floor.
+        champion_margin: How much worse than the champion the candidate may be.
+        min_prompts: Below this many scored prompts nothing is decided.
+        out: File to write the decision to, for release.
+    """
+    if (report is None) == (scores is None):
+        raise UsageError("give the directory that evaluate wrote, or --scores FILE: one of the two")
+    thresholds = checked(
+        Gate, retention_floor=floor, alpha=alpha, champion_margin=champion_margin, min_prompts=min_prompts
+    )
+    path = scores if scores is not None else _scores_of(report)
+    decision = deploy_gate.decide(deploy_gate.read_score_lines(path), thresholds)
+    if out is not None:
+        write_atomically(out, decision.model_dump_json(indent=2))
+    if not as_json:
+        print(decision.describe())
+    say(decision.summary() if as_json else {"verdict": decision.verdict}, as_json=as_json)
+    return decision.exit_code
+
+
+def _scores_of(report: Path | None) -> Path:
+    assert report is not None
+    return report / SCORES if report.is_dir() else report

@@ -1,0 +1,122 @@
+"""What commands read: prompt sets, chat files, completions."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+from pydantic import ValidationError
+
+from potstill.artifacts import MANIFEST, ArtifactRef, load_artifact
+from potstill.curation.curate import quarantined_line, redact_prompt
+from potstill.curation.identity import prompt_id
+from potstill.curation.readers import read_lines
+from potstill.errors import DataError
+from potstill.records import Completion, Prompt, QuarantinedLine, Row, TaskKind, read_parquet
+from potstill.teacher.plan import InputRow, prompt_set_rows
+
+R = TypeVar("R", bound=Row)
+
+
+class InputRows(NamedTuple):
+    rows: list[InputRow]
+    quarantined: list[QuarantinedLine]
+    source: ArtifactRef | None
+    """The prompt set that the rows come from; None for a chat file."""
+
+
+def read_rows(path: Path, *, redact: bool = True, kind: TaskKind = "classification") -> InputRows:
+    """The prompts of a PromptSet directory, or of chat JSONL; there every prompt counts as one of the test split.
+
+    Errors: `DataError` where there is no prompt.
+    """
+    if (path / MANIFEST).is_file():
+        source = load_artifact(path, "PromptSet")
+        return InputRows(prompt_set_rows(read_parquet(path / "prompts.parquet", Prompt)), [], source)
+    if not path.is_file():
+        raise DataError(f"{path}: neither a PromptSet directory (written by `potstill curate`) nor a chat JSONL file")
+    rows: list[InputRow] = []
+    quarantined: list[QuarantinedLine] = []
+    for line in read_lines(path):
+        if line.prompt is None:
+            quarantined.append(quarantined_line(path, line))
+            continue
+        raw = redact_prompt(line.prompt, Counter()) if redact else line.prompt
+        identity = prompt_id(raw.messages, raw.tools)
+        prompt = Prompt(
+            prompt_id=identity,
+            messages=raw.messages,
+            tools=raw.tools,
+            task_kind=kind,
+            workload=raw.workload,
+            group_id=identity,
+            split="test",
+            source=f"{path}:{line.number}",
+            row_id=raw.row_id,
+            reference=raw.reference,
+        )
+        rows.append(InputRow(raw.row_id or identity, prompt))
+    if not rows:
+        first = f"; first reason: line {quarantined[0].line}: {quarantined[0].reason}" if quarantined else ""
+        raise DataError(f"{path}: no prompt in it{first}")
+    return InputRows(rows, quarantined, None)
+
+
+class CompletionLine(NamedTuple):
+    prompt: Prompt
+    completion: Completion
+
+
+def read_completions(path: Path) -> list[Completion]:
+    """The completions of a directory, or of a JSONL file as `potstill teach` writes it; each prompt and sample once.
+
+    Errors: `DataError` naming the line that is none.
+    """
+    if path.is_dir():
+        return list(read_parquet(path / "completions.parquet", Completion))
+    rows = [_parse(path, number, line, Completion) for number, line in _lines(path)]
+    return list({(row.prompt_id, row.sample_index): row for row in rows}.values())
+
+
+def read_completion_lines(path: Path) -> list[CompletionLine]:
+    """The lines of a completions.jsonl with their prompts, each prompt and sample once. Errors: as `read_completions`."""
+    found: dict[tuple[str, int], CompletionLine] = {}
+    for number, line in _lines(path):
+        completion = _parse(path, number, line, Completion)
+        identity = completion.prompt_id
+        known = {
+            "task_kind": "classification",
+            "workload": "",
+            "group_id": identity,
+            "split": "train",
+            "source": f"{path}:{number}",
+        }
+        prompt = _parse(path, number, line | known, Prompt)
+        found[identity, completion.sample_index] = CompletionLine(prompt, completion)
+    return list(found.values())
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file: name a completions.jsonl, or the directory that holds it")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                data = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not valid JSON: {error.msg}") from None
+            if not isinstance(data, dict):
+                raise DataError(f"{path}:{number}: not an object")
+            yield number, data
+
+
+def _parse(path: Path, number: int, data: dict[str, Any], model: type[R]) -> R:
+    try:
+        return model.model_validate({name: data[name] for name in model.model_fields if name in data})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(str(part) for part in detail["loc"])
+        raise DataError(f"{path}:{number}: {place}: {detail['msg'].lower()}") from None

@@ -1,0 +1,103 @@
+"""`potstill release`, `releases` and `rollback`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from pydantic import ValidationError
+
+from potstill import release as versions
+from potstill.artifacts import load_artifact, open_store
+from potstill.cli.console import AsJson, say
+from potstill.errors import UsageError
+from potstill.gate import GateDecision
+from potstill.gate_stage import DECISION
+from potstill.home import potstill_home
+from potstill.student.base import resolve_base
+from potstill.training.launch import KIND, read_spec
+
+
+def release(
+    student: Annotated[Path, Parameter(name="STUDENT", negative="")],
+    /,
+    *,
+    recipe: str,
+    decision: Path,
+    max_tokens: int = 512,
+    as_json: AsJson = False,
+) -> int:
+    """Make a student that passed its gate a version, and the champion of its recipe. Exit code 3 or 4 where it did not.
+
+    Args:
+        student: The directory that train wrote.
+        recipe: The name under which it is served.
+        decision: The file that `potstill gate --out` wrote, or a GateDecision directory.
+        max_tokens: Longest answer where a request names no limit.
+    """
+    verdict = _read_decision(decision)
+    if verdict.verdict != "passed":
+        print(f"the gate's verdict is {verdict.verdict}: nothing is released")
+        return verdict.exit_code
+    load_artifact(student, KIND)
+    published = versions.publish(
+        potstill_home(),
+        recipe,
+        student,
+        base=resolve_base(read_spec(student).student, open_store()),
+        decision=verdict,
+        golden=(),
+        max_tokens=max_tokens,
+    )
+    say(published._asdict(), as_json=as_json)
+    return 0
+
+
+def releases(
+    recipe: Annotated[str | None, Parameter(name="RECIPE", negative="")] = None, /, *, as_json: AsJson = False
+) -> int:
+    """List versions and where the aliases point.
+
+    Args:
+        recipe: Only this one.
+    """
+    home = potstill_home()
+    names = versions.all_recipes(home) if recipe is None else [recipe]
+    found = {
+        name: {
+            "aliases": versions.aliases(home, name).model_dump(mode="json"),
+            "versions": [version.version for version in versions.releases(home, name)],
+        }
+        for name in names
+    }
+    if as_json:
+        say(found, as_json=True)
+        return 0
+    for name, what in found.items():
+        marks = {version: alias for alias, version in what["aliases"].items() if version}
+        for version in what["versions"]:
+            print(f"{name}@{version}  {marks.get(version, '')}".rstrip())
+    if not any(what["versions"] for what in found.values()):
+        print("nothing is released yet: run a recipe with `potstill run RECIPE`")
+    return 0
+
+
+def rollback(recipe: Annotated[str, Parameter(name="RECIPE", negative="")], /, *, as_json: AsJson = False) -> int:
+    """Swap the champion and the version before it; what serves follows with the next request.
+
+    Args:
+        recipe: Whose champion.
+    """
+    say(versions.rollback(potstill_home(), recipe).model_dump(mode="json"), as_json=as_json)
+    return 0
+
+
+def _read_decision(path: Path) -> GateDecision:
+    file = path / DECISION if path.is_dir() else path
+    try:
+        return GateDecision.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"--decision {path}: no such file: write it with `potstill gate … --out FILE`") from None
+    except ValidationError:
+        raise UsageError(
+            f"--decision {file}: not a gate decision: write it with `potstill gate … --out FILE`"
+        ) from None

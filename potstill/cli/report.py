@@ -1,0 +1,23 @@
+"""`potstill report`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from potstill.artifacts import open_store
+from potstill.cli.console import AsJson, say
+
+
+def report(name: Annotated[str, Parameter(name="RECIPE", negative="")], /, *, as_json: AsJson = False) -> int:
+    """Write the page of a recipe's latest run anew, out of what is kept.
+
+    Args:
+        name: The recipe's name, or the path of a run.json.
+    """
+    from potstill.report.run_report import write_report
+    from potstill.run_record import find_record
+
+    store = open_store()
+    summary = write_report(find_record(store.root, name), store)
+    say(summary.model_dump(mode="json"), as_json=as_json)
+    return 0

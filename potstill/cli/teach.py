@@ -1,0 +1,107 @@
+"""`potstill teach`."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from potstill.cli.console import AsJson
+from potstill.cli.flags import checked, parse_price
+from potstill.errors import UsageError
+from potstill.recipe import Task, Teacher
+from potstill.records import TaskKind
+
+
+def teach(
+    prompts: Annotated[Path, Parameter(name="PROMPTS", negative="")],
+    /,
+    *,
+    out: Path,
+    model: str,
+    provider: Literal["openai", "openai_compatible"] = "openai",
+    base_url: str | None = None,
+    api_key_env: str | None = None,
+    concurrency: int = 16,
+    rpm: int | None = None,
+    tpm: int | None = None,
+    max_tokens: int = 1024,
+    temperature: float | None = None,
+    samples: int = 1,
+    seed: int | None = None,
+    timeout: float = 120.0,
+    price: str | None = None,
+    budget_usd: Decimal | None = None,
+    ledger: str | None = None,
+    attest: str | None = None,
+    kind: TaskKind | None = None,
+    labels: str | None = None,
+    redact: bool = True,
+    yes: Annotated[bool, Parameter(negative="")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Ask the teacher for each prompt once; what the ledger holds is not asked again.
+
+    Args:
+        prompts: A PromptSet directory, or chat JSONL.
+        out: Directory to write completions.parquet and completions.jsonl to.
+        model: The teacher's name at the provider.
+        provider: The protocol of the endpoint.
+        base_url: Address of the API; needed for openai_compatible.
+        api_key_env: Environment variable that holds the key.
+        concurrency: Requests in flight at most.
+        rpm: Requests a minute at most.
+        tpm: Tokens a minute at most.
+        max_tokens: Longest answer, in tokens.
+        temperature: Left to the provider when not given.
+        samples: Answers asked for each prompt.
+        seed: Sent to the provider when given.
+        timeout: Seconds that one request may take.
+        price: IN,OUT in USD for a million tokens, in place of the price list.
+        budget_usd: Cap of this run and its resumptions.
+        ledger: Database address; default $POTSTILL_HOME/ledger.db.
+        attest: Your statement that the teacher's terms allow training on its output.
+        kind: Check the answers as those of such a task.
+        labels: Classification: the allowed answers, separated by commas.
+        redact: Redact personal data in chat JSONL before it leaves.
+        yes: Ask no question.
+    """
+    teacher = checked(
+        Teacher,
+        provider=provider,
+        model=model,
+        base_url=base_url,
+        api_key_env=api_key_env,
+        price=parse_price(price),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        samples=samples,
+        concurrency=concurrency,
+        rpm=rpm,
+        tpm=tpm,
+        timeout_seconds=timeout,
+        attest=attest,
+    )
+    if budget_usd is not None and budget_usd < 0:
+        raise UsageError(f"--budget-usd {budget_usd}: a cap is 0 or more")
+    from potstill.cli.teaching import Request, run_teach
+
+    return run_teach(
+        Request(
+            prompts=prompts,
+            out=out,
+            teacher=teacher,
+            task=_task(kind, labels),
+            budget_usd=budget_usd,
+            ledger=ledger,
+            redact=redact,
+            assume_yes=yes,
+            as_json=as_json,
+        )
+    )
+
+
+def _task(kind: TaskKind | None, labels: str | None) -> Task | None:
+    names = tuple(label.strip() for label in (labels or "").split(",") if label.strip())
+    return None if kind is None else checked(Task, kind=kind, labels=names)

@@ -1,0 +1,121 @@
+"""`potstill train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from potstill.artifacts import MANIFEST, ArtifactRef, ArtifactStore, load_artifact, open_store
+from potstill.cli.console import AsJson, progress, say
+from potstill.cli.flags import checked
+from potstill.cli.inputs import read_completion_lines
+from potstill.curation.split import assign_split
+from potstill.errors import UsageError
+from potstill.recipe import Curation, Dpo, Student, Training
+from potstill.records import Prompt
+from potstill.student.base import resolve_base
+from potstill.training import examples, launch
+from potstill.training.spec import Point
+
+
+def train(
+    dataset: Annotated[Path, Parameter(name="DATASET", negative="")],
+    /,
+    *,
+    out: Path,
+    base: str,
+    revision: str | None = None,
+    prompts: Path | None = None,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.05,
+    split_key: str = "potstill",
+    preferences: Path | None = None,
+    dpo_learning_rate: float = 5e-6,
+    epochs: float = 2.0,
+    learning_rate: float = 2e-4,
+    batch_size: int = 16,
+    max_length: int = 2048,
+    lora_rank: int = 32,
+    lora_alpha: int = 64,
+    seed: int = 0,
+    checkpoint_steps: int = 20,
+    as_json: AsJson = False,
+) -> int:
+    """Train a student on the teacher's answers: LoRA SFT, and DPO where preferences are given.
+
+    Prompts of the test split are never trained on. The same command resumes a run that was cut off.
+
+    Args:
+        dataset: An SFTDataset directory, or the completions.jsonl (or its directory) that teach wrote.
+        out: Directory to write the student to.
+        base: A hub id, a directory, or package:NAME.
+        revision: Commit of the hub repository.
+        prompts: The PromptSet whose splits hold; without it the keyed hash decides, as in curate.
+        test_fraction: As given to curate.
+        validation_fraction: As given to curate.
+        split_key: As given to curate.
+        preferences: A PreferenceDataset directory: adds a DPO rung.
+        dpo_learning_rate: Of the DPO rung.
+        epochs: Passes over the data.
+        learning_rate: Peak, falling linearly.
+        batch_size: Sequences a step.
+        max_length: Tokens of prompt and completion; longer examples are dropped and counted.
+        lora_rank: Rank of the adapter.
+        lora_alpha: Its scale.
+        seed: Of shuffling and initialisation.
+        checkpoint_steps: A crash costs at most these steps.
+    """
+    config = checked(
+        Training,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        seed=seed,
+        checkpoint_steps=checkpoint_steps,
+        dpo=None if preferences is None else checked(Dpo, learning_rate=dpo_learning_rate),
+    )
+    split = checked(
+        Curation,
+        inputs=(str(dataset),),
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        split_key=split_key,
+    )
+    store = open_store()
+    found = resolve_base(checked(Student, base=base, revision=revision), store)
+    rows = _dataset(dataset, prompts, split, store)
+    with progress("train", None) as advance:
+
+        def on_point(point: Point) -> None:
+            advance(point.step, point.describe())
+
+        student = launch.train_sft(rows, found, config, store, on_point=on_point)
+        if preferences is not None:
+            pairs = load_artifact(preferences, examples.PREFERENCE_KIND)
+            student = launch.train_dpo(pairs, student, found, config, store, on_point=on_point)
+    store.export(student, out)
+    status = launch.read_status(store.path(student))
+    say({**status.model_dump(mode="json", exclude={"error", "is_fault_of_data"}), "out": str(out)}, as_json=as_json)
+    return 0
+
+
+def _dataset(path: Path, prompts: Path | None, split: Curation, store: ArtifactStore) -> ArtifactRef:
+    directory = path if path.is_dir() else path.parent
+    if path.is_dir() and (path / examples.EXAMPLES).is_file():
+        return load_artifact(path, examples.SFT_KIND)
+    if prompts is not None:
+        if not (directory / MANIFEST).is_file():
+            raise UsageError(f"{directory}: no manifest.json: with --prompts, name the directory that teach wrote")
+        return examples.assemble_sft(
+            load_artifact(prompts, "PromptSet"), load_artifact(directory, "Completions"), store
+        )
+    lines = read_completion_lines(path / "completions.jsonl" if path.is_dir() else path)
+    taught = [(_in_split(prompt, split), completion) for prompt, completion in lines]
+    return examples.assemble_lines(taught, store)
+
+
+def _in_split(prompt: Prompt, config: Curation) -> Prompt:
+    return prompt.model_copy(update={"split": assign_split(prompt.group_id, config)})
