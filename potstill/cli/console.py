@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Annotated, Any, Protocol
 
 import orjson
@@ -26,7 +27,7 @@ class Advance(Protocol):
 def say(summary: Mapping[str, Any], *, as_json: bool) -> None:
     """Print the summary of a command: aligned lines, or one line of JSON."""
     if as_json:
-        print(orjson.dumps(dict(summary), default=str).decode(), flush=True)
+        print(orjson.dumps(dict(summary), default=_json_value).decode(), flush=True)
         return
     width = max(map(len, summary))
     for name, value in summary.items():
@@ -72,3 +73,8 @@ def _plain(label: str, total: int | None) -> Advance:
         print(f"{label}: {done}{of}, {rate:.1f}/s{left}{', ' + note if note else ''}", file=sys.stderr, flush=True)
 
     return advance
+
+
+def _json_value(value: Any) -> float | str:
+    """Money as a JSON number, so that a program can add it; all else as text."""
+    return float(value) if isinstance(value, Decimal) else str(value)

@@ -126,7 +126,7 @@ def _lines(plan: TeachPlan, completions: list[Completion]) -> Iterator[dict[str,
         by_prompt.setdefault(row.prompt_id, []).append(row)
     for row_id, prompt in plan.rows:
         for completion in by_prompt[prompt.prompt_id]:
-            line = completion.model_dump(mode="json")
+            line = completion.model_dump(mode="json") | {"cost_usd": float(completion.cost_usd)}
             del line["seconds"]
             tools = {"tools": prompt.tools} if prompt.tools else {}
             yield {"id": row_id, **line, "messages": prompt.messages, **tools}

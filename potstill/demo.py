@@ -1,0 +1,134 @@
+"""`make demo`: the main job from the log to the served answer, with a replayed teacher. Asks nothing, leaves nothing running."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from potstill import release
+from potstill.errors import PotstillError, SubprocessError
+from potstill.home import potstill_home
+from potstill.recipe import Recipe
+from potstill.recipe_file import load_recipe
+from potstill.records import read_jsonl
+from potstill.release import Golden
+from potstill.report.page import format_score, format_usd
+from potstill.report.run_report import RunSummary
+
+RECIPE = Path("recipes/demo.yaml")
+ANSWERS = Path("examples/demo/answers.jsonl")
+SUMMARY = Path("demo-summary.json")
+
+
+def main() -> int:
+    """Run the demo and return the exit code of its run."""
+    console = Console()
+    started = time.monotonic()
+    try:
+        recipe = load_recipe(RECIPE)
+        with _server(_replay_command(recipe)) as teacher:
+            run = _run(teacher["url"])
+        if run.verdict != "passed":
+            console.print(f"{run.headline}. Report: {run.report}", soft_wrap=True)
+            return 1
+        with _server(["-m", "potstill.cli", "serve", "--port", "0"]) as served:
+            answer, golden = _ask(recipe, served["url"])
+    except PotstillError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return error.exit_code
+    summary = {
+        "arms": {name: arm.model_dump() for name, arm in run.arms.items()},
+        "verdict": run.verdict,
+        "spent_usd": float(run.spent_usd),
+        "cost_per_1k_usd": {name: cost and float(cost) for name, cost in run.cost_per_1k_usd.items()},
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "report": run.report,
+        "served_answer": answer,
+        "expected_answer": golden.expected,
+    }
+    SUMMARY.write_text(json.dumps(summary, indent=2) + "\n")
+    _show(console, run, summary, golden)
+    return 0 if answer == golden.expected else 1
+
+
+def _replay_command(recipe: Recipe) -> list[str]:
+    port = urlsplit(recipe.teacher.base_url or "").port or 0
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            port = 0  # somebody else has it: any free one will do
+    return ["-m", "potstill.teacher.replay", str(ANSWERS), "--port", str(port)]
+
+
+def _run(teacher_url: str) -> RunSummary:
+    """The whole recipe, by the command that a user would type."""
+    command = ["-m", "potstill.cli", "run", str(RECIPE), "--set", f"teacher.base_url={teacher_url}", "--json"]
+    env = {**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    env.setdefault("PREFECT_HOME", str(potstill_home() / "prefect"))
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=env, check=False)
+    if not done.stdout.strip():
+        raise SubprocessError(f"the run ended with status {done.returncode}: its reason stands above")
+    return RunSummary.model_validate_json(done.stdout.strip().splitlines()[-1])
+
+
+@contextmanager
+def _server(arguments: list[str]) -> Iterator[dict[str, Any]]:
+    """A server of ours that prints a line of JSON when it is ready; it is stopped by its pid."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SubprocessError(f"{' '.join(arguments[1:3])} ended with status {process.wait()}")
+        yield json.loads(line)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ask(recipe: Recipe, url: str) -> tuple[str, Golden]:
+    """The served student's answer to the first golden prompt, asked as any client would."""
+    version = release.resolve(potstill_home(), recipe.name)
+    golden = next(read_jsonl(release.version_directory(potstill_home(), version) / "golden.jsonl", Golden))
+    body = {"model": recipe.name, "messages": golden.messages}
+    reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    reply.raise_for_status()
+    return reply.json()["choices"][0]["message"]["content"], golden
+
+
+def _show(console: Console, run: RunSummary, summary: dict[str, Any], golden: Golden) -> None:
+    table = Table("arm", "score", "95 % interval", "n", title=f"{run.recipe}: {run.verdict}")
+    for name, arm in run.arms.items():
+        table.add_row(name, format_score(arm.score), f"{format_score(arm.low)} – {format_score(arm.high)}", str(arm.n))
+    console.print(table)
+    costs = {name: format_usd(cost) for name, cost in run.cost_per_1k_usd.items()}
+    lines = {
+        "verdict": run.headline,
+        "spent": f"{format_usd(run.spent_usd)}, what the recorded answers would have cost; no money left the machine",
+        "1,000 requests": f"{costs['teacher']} at the teacher → {costs['student']} on this student",
+        "asked": str(golden.messages[-1]["content"]).strip().splitlines()[0][:76],
+        "served answer": f"{summary['served_answer']} (expected {golden.expected})",
+        "report": run.report,
+        "took": f"{summary['wall_seconds']} s",
+    }
+    for name, value in lines.items():
+        console.print(f"[bold]{name:>15}[/bold]  {escape(value)}", highlight=False, soft_wrap=True)
+    console.print("The teacher of this demo replays the true labels: it scores 1.00 by construction.", style="dim")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
