@@ -33,7 +33,7 @@ def score_completions_only() -> None:
     Off Triton it projects the prompt's positions too and masks them afterwards (meant for devices that recompile for
     every shape): the same loss, for 45 % of a step on a CPU where the completion is a label. See docs/LOG.md.
     """
-    trl_utils._use_triton = lambda _device: True  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    trl_utils._use_triton = lambda _device: True  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def train_sft(spec: TrainingSpec, folder: RunFolder) -> TrainingStatus:

@@ -19,12 +19,8 @@ from potstill.gate import GateDecision
 from potstill.recipe import Student
 from potstill.release import Golden, Release, publish
 from potstill.student.base import resolve_base
+from tests.tiny_student import build_base
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 WORDS = "the still takes the wash and what it distils twice comes out cleaner café naïve über straße 日本 " * 8
 CONTEXT_TOKENS = 256
 
@@ -46,39 +42,10 @@ class TinyStudent(NamedTuple):
 def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
     import torch
     from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
     root = tmp_path_factory.mktemp("tiny")
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(
-        WORDS.split(), trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
-    )
-    torch.set_num_threads(1)
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_TOKENS,
-        eos_token_id=2,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    base = root / "base"
-    model.save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    base = build_base(root / "base", WORDS.split(), context=CONTEXT_TOKENS)
     adapters = []
     for seed in (11, 12):
         torch.manual_seed(seed)
@@ -122,7 +89,6 @@ def release_tiny(tiny_student: TinyStudent) -> Callable[[Path, int], Release]:
             home,
             "tiny",
             store.path(ref),
-            student=student,
             base=resolve_base(student, store),
             decision=decision,
             golden=golden,

@@ -1,0 +1,115 @@
+"""What tests of several stages share: a tiny base model, a log of support tickets, and a teacher that replays them."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.tiny_student import build_base
+
+KEYWORDS = {
+    "billing": ("refund", "invoice", "payment", "charge"),
+    "technical": ("crash", "error", "freeze", "bug"),
+}
+FILLERS = ("the", "my", "please", "help", "with", "is", "and", "cannot", "why")
+
+
+class Tickets(NamedTuple):
+    """A request log whose label hangs on one word of the prompt, and the recorded answers to it."""
+
+    log: Path
+    answers: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = [*FILLERS, *(word for group in KEYWORDS.values() for word in group), *KEYWORDS]
+    return build_base(tmp_path_factory.mktemp("base"), words * 20, hidden=128)
+
+
+@pytest.fixture(scope="session")
+def write_tickets() -> Callable[..., Tickets]:
+    """`write_tickets(directory, count, first=0)` writes a log of that many prompts and the answers."""
+    return _write_tickets
+
+
+def _write_tickets(directory: Path, count: int, first: int = 0) -> Tickets:
+    directory.mkdir(parents=True, exist_ok=True)
+    tickets = Tickets(directory / "requests.jsonl", directory / "answers.jsonl")
+    with tickets.log.open("w") as log, tickets.answers.open("w") as answers:
+        for number in range(first, first + count):
+            rng = random.Random(number)
+            label = rng.choice(sorted(KEYWORDS))
+            words = rng.sample(FILLERS, 4)
+            words.insert(rng.randrange(5), rng.choice(KEYWORDS[label]))
+            name = "".join(chr(ord("a") + int(digit)) for digit in f"{number:04d}")
+            messages = [{"role": "user", "content": " ".join([*words, name])}]
+            request = {"model": "frontier", "messages": messages}
+            log.write(json.dumps({"timestamp": number, "workload_id": "tickets", "request": request}) + "\n")
+            answers.write(json.dumps({"messages": messages, "completion": label}) + "\n")
+    return tickets
+
+
+@pytest.fixture(scope="session")
+def replay_teacher() -> Callable[..., AbstractContextManager[str]]:
+    """`replay_teacher(answers)` runs the replay teacher in a process of its own and gives its URL."""
+    return _replay_teacher
+
+
+@contextmanager
+def _replay_teacher(answers: Path, latency_ms: float = 1) -> Iterator[str]:
+    command = ["-m", "potstill.teacher.replay", str(answers), "--port", "0", "--latency-ms", str(latency_ms)]
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_base: Path) -> Callable[..., dict[str, Any]]:
+    """`tiny_recipe(log, teacher_url)` is a recipe, as YAML would give it, that a CPU finishes in seconds."""
+
+    def make(log: Path, teacher_url: str, **sections: dict[str, Any]) -> dict[str, Any]:
+        recipe: dict[str, Any] = {
+            "name": "tickets",
+            "task": {"kind": "classification", "labels": sorted(KEYWORDS)},
+            "curation": {
+                "inputs": [str(log)],
+                "workload": "tickets",
+                "test_fraction": 0.3,
+                "validation_fraction": 0.05,
+            },
+            "teacher": {
+                "provider": "openai_compatible",
+                "model": "replay",
+                "base_url": teacher_url,
+                "price": {"input_per_million": 1, "output_per_million": 2},
+                "max_tokens": 16,
+                "batch_size": 128,
+            },
+            "student": {"base": str(tiny_base)},
+            "training": {
+                "epochs": 8,
+                "learning_rate": 1e-2,
+                "max_length": 128,
+                "lora_rank": 16,
+                "lora_alpha": 32,
+                "checkpoint_steps": 5,
+            },
+            "evaluation": {"max_tokens": 8, "batch_size": 50},
+            "gate": {"retention_floor": 0.9},
+        }
+        for name, values in sections.items():
+            recipe[name] = {**recipe[name], **values}
+        return recipe
+
+    return make
