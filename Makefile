@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit drill check format bench clean help
+.PHONY: setup demo test test-unit drill check format clean help
 
 help:
 	@echo "make demo       the main job on real input: log → teacher → student → gate → served answer"
@@ -13,7 +13,6 @@ help:
 	@echo "make test-unit  the unit tier, under a minute"
 	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place"
 	@echo "make check      format, lint, types"
-	@echo "make bench      the benchmarks"
 	@echo "make clean      remove the environment and local state"
 
 setup: $(STAMP)
@@ -47,9 +46,6 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-bench: setup
-	$(BIN)/python -m bench.generation
 
 clean:
 	rm -rf $(VENV) .potstill demo-summary.json *.egg-info

@@ -131,7 +131,7 @@ class ArtifactStore:
         """
         record = self._record(key)
         generation = 0 if record is None else record.generation + (self.lookup(key) is None)
-        return f"{self._store_id()}/{key}" + (f"/{generation}" if generation else "")
+        return f"{self._store_id()}/{key}" + (f"-{generation}" if generation else "")
 
     def path(self, ref: ArtifactRef) -> Path:
         """The directory of an artefact; raises `ArtifactMissingError` where its manifest is gone or another's."""
@@ -220,7 +220,7 @@ def load_artifact(directory: Path, kind: str, *, expected_digest: str | None = N
     wrong = sorted(name for name, digest in manifest.files.items() if found.get(name) != digest)
     if wrong:
         raise ArtifactDamagedError(f"{directory}: {', '.join(wrong)} differ from manifest.json: build it again")
-    return ArtifactRef(kind=kind, uri=str(directory), digest=manifest.digest, num_rows=manifest.num_rows)
+    return ArtifactRef(kind=kind, uri=str(directory.absolute()), digest=manifest.digest, num_rows=manifest.num_rows)
 
 
 def write_atomically(path: Path, text: str) -> None:

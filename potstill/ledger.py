@@ -114,13 +114,10 @@ class Ledger:
         """Record an attempt and reserve its upper bound; None, and no row, where the cap does not admit it."""
         with self._engine.begin() as connection:
             self._open_run(connection, plan.run)
-            reserve = (
-                update(runs).where(runs.c.run == plan.run).values(reserved_usd=runs.c.reserved_usd + plan.bound_usd)
-            )
+            bound = literal(plan.bound_usd, Usd())  # untyped, the sum of columns would bind it in dollars
+            reserve = update(runs).where(runs.c.run == plan.run).values(reserved_usd=runs.c.reserved_usd + bound)
             if cap_usd is not None:
-                reserve = reserve.where(
-                    runs.c.spent_usd + runs.c.reserved_usd + plan.bound_usd <= literal(cap_usd, Usd())
-                )
+                reserve = reserve.where(runs.c.spent_usd + runs.c.reserved_usd + bound <= literal(cap_usd, Usd()))
             if connection.execute(reserve).rowcount == 0:
                 return None
             row = {
@@ -223,7 +220,7 @@ class Ledger:
     def _identify(self, connection: Connection) -> str:
         connection.execute(self._insert_if_new(meta, {"name": "id", "value": uuid.uuid4().hex[:12]}))
         connection.execute(self._insert_if_new(meta, {"name": "schema_version", "value": str(SCHEMA_VERSION)}))
-        stored = dict(connection.execute(select(meta.c.name, meta.c.value)).tuples().all())
+        stored = {row.name: row.value for row in connection.execute(select(meta.c.name, meta.c.value))}
         if stored["schema_version"] != str(SCHEMA_VERSION):
             raise UsageError(
                 f"ledger {self.url}: schema version {stored['schema_version']}, this Potstill knows {SCHEMA_VERSION}"

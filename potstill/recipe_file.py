@@ -26,12 +26,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines = _line_numbers(path, node) if node else {}
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    data = _parse(str(path), text)
+    lines = _find_lines(path, text)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(Recipe.model_fields)}")
     for override in overrides:
@@ -52,7 +48,22 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise RecipeError(f"--set {override}: {section} is no section of the recipe")
         data = inner
-    data[field] = yaml.safe_load(value)
+    data[field] = _parse(f"--set {override}", value)
+
+
+def _parse(where: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-45
+        raise RecipeError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _find_lines(path: Path, text: str) -> dict[Location, int]:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        return _line_numbers(path, node) if node else {}
+    except RecursionError:
+        raise RecipeError(f"{path}: not a recipe: a YAML alias that holds itself") from None
 
 
 def _line_numbers(path: Path, node: yaml.Node, place: Location = ()) -> dict[Location, int]:

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from potstill.task_kind import TaskKind
+
 Split = Literal["train", "validation", "test"]
-TaskKind = Literal["classification", "extraction"]
 Message = dict[str, Any]
 """One chat message in OpenAI's form: `{"role": …, "content": …}`, tool calls included."""
 

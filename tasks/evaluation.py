@@ -24,20 +24,16 @@ def evaluate(recipe: Recipe, prompts: ArtifactRef, completions: ArtifactRef, stu
     store = open_store()
     candidate = Adapter(directory=str(store.path(student) / "adapter"), digest=student.digest)
     champion = champion_adapter(recipe, student, store)
-    arms = {
-        TEACHER: completions,
-        BASE: generate_arm(recipe, prompts, BASE),
-        CANDIDATE: generate_arm(recipe, prompts, CANDIDATE, candidate),
-    }
+    arms = {TEACHER: completions, BASE: generate_arm(recipe, prompts, BASE)}
+    arms[CANDIDATE] = generate_arm(recipe, prompts, CANDIDATE, candidate)
     if champion is not None:
         arms[CHAMPION] = generate_arm(recipe, prompts, CHAMPION, champion)
     return score_arms(recipe, prompts, arms)
 
 
 def _arm_key(recipe: Recipe, prompts: ArtifactRef, arm: str, **what: Any) -> StageKey:  # noqa: ARG001 - a name is no key
-    return generate.generation_key(
-        prompts, resolve_base(recipe.student, open_store()), config=recipe.evaluation, **what
-    )
+    base = resolve_base(recipe.student, open_store())
+    return generate.generation_key(prompts, base, config=recipe.evaluation, **what)
 
 
 @task(

@@ -14,8 +14,8 @@ import pytest
 from tests.tiny_student import build_base
 
 KEYWORDS = {
-    "billing": ("refund", "invoice", "payment", "charge"),
-    "technical": ("crash", "error", "freeze", "bug"),
+    "billing": ("refund",),
+    "technical": ("crash",),
 }
 FILLERS = ("the", "my", "please", "help", "with", "is", "and", "cannot", "why")
 
@@ -48,7 +48,7 @@ def _write_tickets(directory: Path, count: int, first: int = 0) -> Tickets:
             label = rng.choice(sorted(KEYWORDS))
             words = rng.sample(FILLERS, 4)
             words.insert(rng.randrange(5), rng.choice(KEYWORDS[label]))
-            name = "".join(chr(ord("a") + int(digit)) for digit in f"{number:04d}")
+            name = chr(ord("a") + number // 26) + chr(ord("a") + number % 26)
             messages = [{"role": "user", "content": " ".join([*words, name])}]
             request = {"model": "frontier", "messages": messages}
             log.write(json.dumps({"timestamp": number, "workload_id": "tickets", "request": request}) + "\n")
@@ -98,7 +98,7 @@ def tiny_recipe(tiny_base: Path) -> Callable[..., dict[str, Any]]:
             },
             "student": {"base": str(tiny_base)},
             "training": {
-                "epochs": 8,
+                "epochs": 12,
                 "learning_rate": 1e-2,
                 "max_length": 128,
                 "lora_rank": 16,

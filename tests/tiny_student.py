@@ -10,7 +10,9 @@ CHATML = (
 )
 
 
-def build_base(directory: Path, words: Iterable[str], *, hidden: int = 64, vocab: int = 400, context: int = 256) -> Path:
+def build_base(
+    directory: Path, words: Iterable[str], *, hidden: int = 64, vocab: int = 400, context: int = 256
+) -> Path:
     """Save a base with two layers into a directory and return it."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -5,12 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from potstill.artifacts import open_store
 from potstill.cli.console import AsJson, say
-from potstill.cli.flags import checked
-from potstill.curation import curate as stage
-from potstill.recipe import Curation
-from potstill.records import TaskKind
+from potstill.task_kind import TaskKind
 
 
 def curate(
@@ -38,6 +34,11 @@ def curate(
         split_key: Keys the split.
         max_bad_fraction: More unusable lines than this are an error.
     """
+    from potstill.artifacts import open_store
+    from potstill.cli.flags import checked
+    from potstill.curation import curate as stage
+    from potstill.recipe import Curation
+
     config = checked(
         Curation,
         inputs=tuple(inputs),

@@ -1,22 +1,22 @@
 """`potstill evaluate`."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.cli.console import AsJson, say
-from potstill.cli.flags import checked
-from potstill.cli.inputs import read_completions, read_rows
 from potstill.errors import UsageError
-from potstill.evaluation import report
-from potstill.fingerprint import fingerprint
-from potstill.recipe import Task
-from potstill.records import Completion, Prompt, TaskKind
+from potstill.task_kind import TaskKind
 
-Arms = dict[str, dict[str, Completion]]
+if TYPE_CHECKING:
+    from potstill.recipe import Task
+    from potstill.records import Completion, Prompt
+
+    Arms = dict[str, dict[str, Completion]]
 
 
 def evaluate(
@@ -37,15 +37,18 @@ def evaluate(
         kind: What kind of task it is; default: as curated.
         labels: Classification: the allowed answers, separated by commas; default: every answer that is wanted.
     """
+    from potstill.artifacts import StageKey, open_store
+    from potstill.cli.inputs import read_rows
+    from potstill.evaluation import report
+    from potstill.fingerprint import fingerprint
+
     rows = read_rows(prompts, redact=True)
     asked = list({row.prompt.prompt_id: row.prompt for row in rows.rows if row.prompt.split == "test"}.values())
     arms: Arms = dict(_arm(text) for text in arm)
     task = _task(kind or rows.rows[0].prompt.task_kind, labels, asked, arms)
     store = open_store()
     key = StageKey("evaluate-files", report.VERSION, fingerprint([task, asked, arms]))
-    ref: ArtifactRef = store.build(
-        key, report.KIND, lambda directory: report.write_evaluation(task, asked, arms, directory)
-    )
+    ref = store.build(key, report.KIND, lambda directory: report.write_evaluation(task, asked, arms, directory))
     store.export(ref, out)
     found = report.read_report(store.path(ref))
     say(
@@ -61,6 +64,8 @@ def evaluate(
 
 
 def _arm(text: str) -> tuple[str, dict[str, Completion]]:
+    from potstill.cli.inputs import read_completions
+
     name, separator, path = text.partition("=")
     if not separator or not name or not path:
         raise UsageError(f"--arm {text}: write NAME=completions.jsonl, such as teacher=out/completions.jsonl")
@@ -68,6 +73,9 @@ def _arm(text: str) -> tuple[str, dict[str, Completion]]:
 
 
 def _task(kind: TaskKind, labels: str | None, asked: Iterable[Prompt], arms: Arms) -> Task:
+    from potstill.cli.flags import checked
+    from potstill.recipe import Task
+
     if kind != "classification":
         return checked(Task, kind=kind)
     if labels is not None:

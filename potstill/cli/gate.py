@@ -5,13 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from potstill import gate as deploy_gate
-from potstill.artifacts import write_atomically
 from potstill.cli.console import AsJson, say
-from potstill.cli.flags import checked
 from potstill.errors import UsageError
-from potstill.evaluation.report import SCORES
-from potstill.recipe import Gate
 
 
 def gate(
@@ -37,6 +32,11 @@ def gate(
         min_prompts: Below this many scored prompts nothing is decided.
         out: File to write the decision to, for release.
     """
+    from potstill import gate as deploy_gate
+    from potstill.artifacts import write_atomically
+    from potstill.cli.flags import checked
+    from potstill.recipe import Gate
+
     if (report is None) == (scores is None):
         raise UsageError("give the directory that evaluate wrote, or --scores FILE: one of the two")
     thresholds = checked(
@@ -53,5 +53,7 @@ def gate(
 
 
 def _scores_of(report: Path | None) -> Path:
+    from potstill.evaluation.report import SCORES
+
     assert report is not None
     return report / SCORES if report.is_dir() else report

@@ -1,20 +1,18 @@
 """`potstill release`, `releases` and `rollback`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from pydantic import ValidationError
 
-from potstill import release as versions
-from potstill.artifacts import load_artifact, open_store
 from potstill.cli.console import AsJson, say
 from potstill.errors import UsageError
-from potstill.gate import GateDecision
-from potstill.gate_stage import DECISION
 from potstill.home import potstill_home
-from potstill.student.base import resolve_base
-from potstill.training.launch import KIND, read_spec
+
+if TYPE_CHECKING:
+    from potstill.gate import GateDecision
 
 
 def release(
@@ -34,6 +32,11 @@ def release(
         decision: The file that `potstill gate --out` wrote, or a GateDecision directory.
         max_tokens: Longest answer where a request names no limit.
     """
+    from potstill import release as versions
+    from potstill.artifacts import load_artifact, open_store
+    from potstill.student.base import resolve_base
+    from potstill.training.launch import KIND, read_spec
+
     verdict = _read_decision(decision)
     if verdict.verdict != "passed":
         print(f"the gate's verdict is {verdict.verdict}: nothing is released")
@@ -60,6 +63,8 @@ def releases(
     Args:
         recipe: Only this one.
     """
+    from potstill import release as versions
+
     home = potstill_home()
     names = versions.all_recipes(home) if recipe is None else [recipe]
     found = {
@@ -87,11 +92,18 @@ def rollback(recipe: Annotated[str, Parameter(name="RECIPE", negative="")], /, *
     Args:
         recipe: Whose champion.
     """
+    from potstill import release as versions
+
     say(versions.rollback(potstill_home(), recipe).model_dump(mode="json"), as_json=as_json)
     return 0
 
 
 def _read_decision(path: Path) -> GateDecision:
+    from pydantic import ValidationError
+
+    from potstill.gate import GateDecision
+    from potstill.gate_stage import DECISION
+
     file = path / DECISION if path.is_dir() else path
     try:
         return GateDecision.model_validate_json(file.read_bytes())

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from potstill.artifacts import open_store
 from potstill.cli.console import AsJson, say
 
 
@@ -14,6 +13,7 @@ def report(name: Annotated[str, Parameter(name="RECIPE", negative="")], /, *, as
     Args:
         name: The recipe's name, or the path of a run.json.
     """
+    from potstill.artifacts import open_store
     from potstill.report.run_report import write_report
     from potstill.run_record import find_record
 

@@ -1,15 +1,18 @@
 """`potstill run`."""
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
-from potstill.recipe import Recipe
-from potstill.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from potstill.recipe import Recipe
 
 
 def run(
@@ -25,6 +28,8 @@ def run(
         recipe: The YAML file.
         overrides: section.field=VALUE, in place of what the file says.
     """
+    from potstill.recipe_file import load_recipe
+
     given = overrides or []
     check(load_recipe(recipe, tuple(given)))
     flags = [*(flag for value in given for flag in ("--set", value)), *(["--json"] if as_json else [])]

@@ -1,16 +1,19 @@
 """`potstill teach`."""
 
+from __future__ import annotations
+
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
-from potstill.cli.flags import checked, parse_price
 from potstill.errors import UsageError
-from potstill.recipe import Task, Teacher
-from potstill.records import TaskKind
+from potstill.task_kind import TaskKind
+
+if TYPE_CHECKING:
+    from potstill.recipe import Task
 
 
 def teach(
@@ -66,6 +69,9 @@ def teach(
         redact: Redact personal data in chat JSONL before it leaves.
         yes: Ask no question.
     """
+    from potstill.cli.flags import checked, parse_price
+    from potstill.recipe import Teacher
+
     teacher = checked(
         Teacher,
         provider=provider,
@@ -103,5 +109,8 @@ def teach(
 
 
 def _task(kind: TaskKind | None, labels: str | None) -> Task | None:
+    from potstill.cli.flags import checked
+    from potstill.recipe import Task
+
     names = tuple(label.strip() for label in (labels or "").split(",") if label.strip())
     return None if kind is None else checked(Task, kind=kind, labels=names)

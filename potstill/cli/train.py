@@ -1,21 +1,20 @@
 """`potstill train`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from potstill.artifacts import MANIFEST, ArtifactRef, ArtifactStore, load_artifact, open_store
 from potstill.cli.console import AsJson, progress, say
-from potstill.cli.flags import checked
-from potstill.cli.inputs import read_completion_lines
-from potstill.curation.split import assign_split
 from potstill.errors import UsageError
-from potstill.recipe import Curation, Dpo, Student, Training
-from potstill.records import Prompt
-from potstill.student.base import resolve_base
-from potstill.training import examples, launch
-from potstill.training.spec import Point
+
+if TYPE_CHECKING:
+    from potstill.artifacts import ArtifactRef, ArtifactStore
+    from potstill.recipe import Curation
+    from potstill.records import Prompt
+    from potstill.training.spec import Point
 
 
 def train(
@@ -65,6 +64,12 @@ def train(
         seed: Of shuffling and initialisation.
         checkpoint_steps: A crash costs at most these steps.
     """
+    from potstill.artifacts import load_artifact, open_store
+    from potstill.cli.flags import checked
+    from potstill.recipe import Curation, Dpo, Student, Training
+    from potstill.student.base import resolve_base
+    from potstill.training import examples, launch
+
     config = checked(
         Training,
         epochs=epochs,
@@ -103,6 +108,10 @@ def train(
 
 
 def _dataset(path: Path, prompts: Path | None, split: Curation, store: ArtifactStore) -> ArtifactRef:
+    from potstill.artifacts import MANIFEST, load_artifact
+    from potstill.cli.inputs import read_completion_lines
+    from potstill.training import examples
+
     directory = path if path.is_dir() else path.parent
     if path.is_dir() and (path / examples.EXAMPLES).is_file():
         return load_artifact(path, examples.SFT_KIND)
@@ -118,4 +127,6 @@ def _dataset(path: Path, prompts: Path | None, split: Curation, store: ArtifactS
 
 
 def _in_split(prompt: Prompt, config: Curation) -> Prompt:
+    from potstill.curation.split import assign_split
+
     return prompt.model_copy(update={"split": assign_split(prompt.group_id, config)})

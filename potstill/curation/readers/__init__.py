@@ -14,6 +14,8 @@ from potstill.curation.readers import chat, openai_log
 from potstill.curation.readers.raw import RawPrompt
 
 READERS = (openai_log.read, chat.read)
+MAX_DEPTH = 100
+"""Objects and lists within each other; no request is deeper, and what follows walks them by recursion."""
 
 
 class Line(NamedTuple):
@@ -41,13 +43,21 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 def _parse(text: bytes) -> Any:
     try:
-        return orjson.loads(text)
+        record = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         try:
             text.decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError("not UTF-8 text") from None
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _is_deep(record, MAX_DEPTH):
+        raise ValueError(f"nested too deeply: more than {MAX_DEPTH} levels")
+    return record
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deep(item, levels - 1) for item in inner)
 
 
 def _recognise(record: Any) -> RawPrompt:

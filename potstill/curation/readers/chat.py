@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from potstill.curation.readers.raw import RawPrompt, check_messages
+from potstill.curation.readers.raw import RawPrompt, check_messages, check_tools
 
 
 def read(record: dict[str, Any]) -> RawPrompt | None:
@@ -24,7 +24,7 @@ def read(record: dict[str, Any]) -> RawPrompt | None:
         reference = orjson.dumps(reference).decode()
     return RawPrompt(
         messages=messages,
-        tools=record.get("tools") or None,
+        tools=check_tools(record.get("tools")),
         workload=str(record.get("workload_id") or record.get("task") or ""),
         row_id=None if record.get("id") is None else str(record["id"]),
         reference=reference or None,

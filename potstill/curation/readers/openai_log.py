@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from potstill.curation.readers.raw import RawPrompt, check_messages
+from potstill.curation.readers.raw import RawPrompt, check_messages, check_tools
 
 
 def read(record: dict[str, Any]) -> RawPrompt | None:
@@ -12,15 +12,12 @@ def read(record: dict[str, Any]) -> RawPrompt | None:
         return None
     if not isinstance(request, dict):
         raise ValueError(f"request: {type(request).__name__}, not an object")
-    tools = request.get("tools")
-    if tools is not None and not isinstance(tools, list):
-        raise ValueError(f"request.tools: {type(tools).__name__}, not a list")
     workload = record.get("workload_id")
     flags = [] if workload else ["no_workload_id"]
     failed, response_flags = _read_response(record.get("response"))
     return RawPrompt(
         messages=check_messages(request.get("messages")),
-        tools=tools or None,
+        tools=check_tools(request.get("tools")),
         workload=str(workload or ""),
         row_id=None if record.get("id") is None else str(record["id"]),
         failed_call=failed,

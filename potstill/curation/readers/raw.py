@@ -28,7 +28,7 @@ def check_messages(value: Any) -> list[Message]:
     for index, message in enumerate(value):
         if not isinstance(message, dict):
             raise ValueError(f"messages[{index}]: not an object")
-        if message.get("role") not in ROLES:
+        if not isinstance(message.get("role"), str) or message["role"] not in ROLES:
             raise ValueError(
                 f"messages[{index}].role: {message.get('role')!r} is not one of {', '.join(sorted(ROLES))}"
             )
@@ -38,3 +38,15 @@ def check_messages(value: Any) -> list[Message]:
     if not any(message["role"] in {"user", "tool", "function"} for message in value):
         raise ValueError("messages: no user message in them")
     return value
+
+
+def check_tools(value: Any) -> list[dict[str, Any]] | None:
+    """The tools of one prompt, None where there are none. Errors: `ValueError` saying what is not one."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise ValueError(f"tools: {type(value).__name__}, not a list")
+    for index, tool in enumerate(value):
+        if not isinstance(tool, dict):
+            raise ValueError(f"tools[{index}]: {type(tool).__name__}, not an object")
+    return value or None

@@ -1,0 +1,201 @@
+"""Every line is accounted for, nothing personal gets through, and no prompt ever changes its split."""
+
+import json
+import random
+import stat
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill.artifacts import ArtifactStore
+from potstill.curation.curate import PROMPTS, QUARANTINE, curate, describe, find_inputs, read_summary, stage_key
+from potstill.errors import DataError
+from potstill.recipe import Curation
+from potstill.records import Prompt, QuarantinedLine, read_jsonl, read_parquet
+
+
+def chat(text, **more):
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def logged(text, workload="w"):
+    return {"workload_id": workload, "request": {"model": "m", "messages": [{"role": "user", "content": text}]}}
+
+
+class Curated:
+    """What a curation left behind."""
+
+    def __init__(self, directory):
+        self.prompts = list(read_parquet(directory / PROMPTS, Prompt))
+        self.summary = read_summary(directory)
+        self.quarantine_path = directory / QUARANTINE
+        self.quarantined = list(read_jsonl(self.quarantine_path, QuarantinedLine))
+
+    @property
+    def splits(self):
+        return {prompt.prompt_id: prompt.split for prompt in self.prompts}
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*lines, name="in.jsonl", **values):
+        path = tmp_path / name
+        path.write_bytes(b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines))
+        config = Curation(inputs=(str(path),), **values)
+        store = ArtifactStore(tmp_path / "home")
+        return Curated(store.path(curate(config, "classification", store)))
+
+    return run
+
+
+class TestAccount:
+    def test_every_line_is_somewhere(self, run):
+        found = run(
+            logged("a"),
+            logged("b"),
+            logged("a"),
+            logged("c", workload="other"),
+            logged(" b\r\n"),
+            b"{broken",
+            workload="w",
+        )
+        summary = found.summary
+        assert (summary.lines_read, summary.kept, summary.exact_duplicates) == (6, 2, 2)
+        assert (summary.other_workloads, summary.quarantined) == (1, 1)
+        assert sum(summary.splits.values()) == summary.kept == len(found.prompts)
+        assert "| **prompts kept** | 2 |" in describe(summary)
+
+    def test_a_prompt_knows_where_it_came_from(self, run, tmp_path):
+        found = run(b"", chat("a", id=9, reference="gold", task="w"), chat("a"))
+        (prompt,) = found.prompts
+        assert prompt.source == f"{tmp_path / 'in.jsonl'}:2"
+        assert (prompt.row_id, prompt.reference, prompt.workload) == ("9", "gold", "w")
+
+    def test_unicode_form_and_outer_space_make_no_other_prompt_but_a_system_message_does(self, run):
+        system = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "café"}]}
+        assert run(chat("café"), chat("  cafe\u0301\n"), system).summary.kept == 2
+
+    def test_a_bad_line_is_quarantined_with_its_number_and_reason_for_the_owner_only(self, run, tmp_path):
+        found = run(chat("a"), chat("b"), b'{"mail": "ann@acme.io" ' + b"x" * 500, chat("c"), max_bad_fraction=0.5)
+        (row,) = found.quarantined
+        assert (row.file, row.line) == (str(tmp_path / "in.jsonl"), 3)
+        assert row.reason.startswith("not valid JSON")
+        assert len(row.excerpt) == 200
+        assert "ann@acme.io" not in row.excerpt
+        assert stat.S_IMODE(found.quarantine_path.stat().st_mode) == 0o600
+
+    def test_bytes_that_are_no_text_are_quarantined(self, run):
+        found = run(chat("a"), "é".encode("latin-1"), b"\x00\x00", b'{"messages": 1}', max_bad_fraction=0.9)
+        assert [row.line for row in found.quarantined] == [2, 3, 4]
+        assert found.summary.kept == 1
+
+    def test_personal_data_is_gone_before_the_prompt_has_an_id(self, run):
+        found = run(chat("ask ann@acme.io", reference="ann@acme.io"), chat("ask bob@acme.io"))
+        (prompt,) = found.prompts
+        assert prompt.messages[0]["content"] == "ask person1@example.com"
+        assert prompt.reference == "person1@example.com"
+        assert found.summary.redactions == {"email": 3}
+
+
+class TestFailures:
+    @pytest.mark.parametrize("lines", [[], [b""], [b"", b"  ", b"\n"]])
+    def test_an_empty_log_says_what_to_give(self, run, lines):
+        with pytest.raises(DataError, match=r"in\.jsonl: no line in it: give a request log or chat JSONL"):
+            run(*lines)
+
+    def test_too_many_bad_lines_name_the_commonest_reasons_and_the_first_line(self, run):
+        lines = [chat(str(number)) for number in range(5)] + [b"{"] * 3 + [{"a": 1}] * 2
+        with pytest.raises(DataError) as caught:
+            run(*lines)
+        message = str(caught.value)
+        assert "5 of 10 lines cannot be used, more than max_bad_fraction 0.2" in message
+        assert "3 × not valid JSON; 2 × neither a request log line nor a chat line" in message
+        assert "in.jsonl:6: not valid JSON" in message
+
+    def test_exactly_the_allowed_share_passes(self, run):
+        assert run(*[chat(str(number)) for number in range(8)], b"{", b"{").summary.quarantined == 2
+
+    def test_an_unknown_workload_names_those_that_are_there(self, run):
+        with pytest.raises(DataError, match=r"no prompt of workload 'wrong': the log has right \(2\), other \(1\)"):
+            run(logged("a", "right"), logged("b", "right"), logged("c", "other"), workload="wrong")
+
+    def test_a_failed_curation_leaves_no_artefact(self, run, tmp_path):
+        with pytest.raises(DataError):
+            run(b"{")
+        assert not (tmp_path / "home" / "artifacts").exists()
+
+    def test_a_missing_input_names_the_pattern(self, tmp_path):
+        with pytest.raises(DataError, match=r"input .*nothing-\*\.jsonl: no such file"):
+            find_inputs((str(tmp_path / "nothing-*.jsonl"),))
+
+    def test_a_glob_finds_files_once_and_in_order(self, tmp_path):
+        for name in ("b.jsonl", "a.jsonl"):
+            (tmp_path / name).touch()
+        (tmp_path / "c.jsonl").mkdir()
+        found = find_inputs((str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")))
+        assert found == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+
+
+class TestKey:
+    @pytest.fixture
+    def key(self, tmp_path):
+        def key(content="{}", folder="one", kind="classification", **values):
+            path = tmp_path / folder / "in.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+            return stage_key(Curation(inputs=(str(path),), **values), kind)
+
+        return key
+
+    def test_the_folder_of_the_input_does_not_count(self, key):
+        assert key() == key(folder="two")
+
+    def test_bytes_config_and_kind_count(self, key):
+        others = [key("{ }"), key(workload="w"), key(test_fraction=0.3), key(split_key="k"), key(kind="extraction")]
+        assert len({key(), *others}) == 6
+
+
+class TestSplit:
+    def test_no_prompt_moves_when_new_lines_come(self, run):
+        old = [chat(f"prompt {number}") for number in range(200)]
+        new = [chat(f"new {number}") for number in range(200)]
+        before = run(*old, test_fraction=0.3).splits
+        mixed = old + new
+        random.Random(0).shuffle(mixed)
+        after = run(*mixed, name="later.jsonl", test_fraction=0.3).splits
+        assert set(before.values()) == {"train", "validation", "test"}
+        assert {identity: after[identity] for identity in before} == before
+
+
+good = st.builds(chat, st.text(max_size=8)) | st.builds(logged, st.text(max_size=8), st.sampled_from(["w", "x", ""]))
+junk = st.binary(max_size=30).filter(lambda data: b"\n" not in data)
+deep = st.recursive(
+    st.none() | st.text(max_size=4) | st.integers(),
+    lambda inner: st.dictionaries(
+        st.sampled_from(["messages", "role", "content", "tools", "request"]), inner, max_size=3
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lines=st.lists(good | junk | deep, min_size=1, max_size=12), workload=st.sampled_from([None, "w"]))
+def test_lines_in_are_lines_kept_dropped_and_quarantined(tmp_path_factory, lines, workload):
+    root = tmp_path_factory.mktemp("account")
+    path = root / "in.jsonl"
+    path.write_bytes(
+        b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in [chat("w", task="w"), *lines])
+    )
+    store = ArtifactStore(root)
+    config = Curation(inputs=(str(path),), workload=workload, max_bad_fraction=0.99)
+    found = Curated(store.path(curate(config, "classification", store)))
+    summary = found.summary
+    assert summary.lines_read == sum(
+        bool(line.strip().removeprefix(b"\xef\xbb\xbf")) for line in path.read_bytes().split(b"\n")
+    )
+    assert summary.lines_read == (
+        summary.kept + summary.exact_duplicates + summary.other_workloads + summary.quarantined
+    )
+    assert len(found.splits) == len(found.prompts) == summary.kept
+    assert len(found.quarantined) == summary.quarantined

@@ -1,0 +1,252 @@
+"""A teacher for tests: a real HTTP server that speaks Chat Completions, fails as it is told to and logs every request.
+
+Its normal answer echoes the id (`#0042`) found in the prompt, so that an answer beside the wrong prompt is noticed.
+"""
+
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from potstill.recipe import Price, Teacher
+from potstill.records import Prompt
+from potstill.teacher.plan import InputRow
+
+PRICE = Price(input_per_million=Decimal("2.5"), output_per_million=Decimal(10))
+MARK = re.compile(r"#\d+")
+
+
+class Fault(NamedTuple):
+    """What happens in place of an answer."""
+
+    name: str
+    status: int | None = None
+    """None where no whole response goes out."""
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    usage: tuple[int, int] | None = None
+    """What the body says was billed: input, output tokens."""
+
+
+def error(status: int, *, code: str | None = None, retry_after: str | None = None) -> Fault:
+    """An error response in OpenAI's form."""
+    body = json.dumps({"error": {"message": f"scripted {code or status}", "code": code}}).encode()
+    return Fault(str(status), status, body, () if retry_after is None else (("retry-after", retry_after),))
+
+
+def _reply(content: str | None, usage: tuple[int, int] | None, finish_reason: str = "stop") -> bytes:
+    counted = {} if usage is None else {"usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]}}
+    message = {"role": "assistant", "content": content}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}], **counted}).encode()
+
+
+RATE_LIMITED = error(429, retry_after="0.01")
+SERVER_ERROR = error(500)
+BAD_REQUEST = error(400)
+UNAUTHORISED = error(401)
+FORBIDDEN = error(403)
+NOT_FOUND = error(404)
+QUOTA = error(429, code="insufficient_quota")
+EMPTY = Fault("empty", 200, _reply("", (7, 3)), usage=(7, 3))
+WITHOUT_USAGE = Fault("without usage", 200, _reply("well", None))
+MALFORMED = Fault("malformed", 200, b"{not json")
+RESET = Fault("reset")
+CUT = Fault("cut")
+HANG = Fault("hang")
+
+
+def redirect(url: str) -> Fault:
+    return Fault("redirect", 307, b"", (("location", url),))
+
+
+class Asked(NamedTuple):
+    """One request as the server saw it, and what it did with it."""
+
+    number: int
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    mark: str
+    """The id found in the last message; "" where there is none."""
+    started_at: float
+    fault: str | None = None
+    status: int | None = None
+    billed: tuple[int, int] = (0, 0)
+    """Input and output tokens that the client was told of."""
+
+
+Behaviour = Callable[[Asked], Fault | None]
+
+
+class FakeTeacher:
+    """`with FakeTeacher() as teacher:` serves at `teacher.url`.
+
+    Args:
+        behaviour: the fault of a request, or None for an answer; asked when nothing is left of `fail_next`.
+        latency: seconds before each response.
+        answer: the text of an answer, from the id in the prompt.
+    """
+
+    def __init__(
+        self,
+        behaviour: Behaviour | None = None,
+        latency: float = 0.0,
+        answer: Callable[[str], str] = lambda mark: f"answer to {mark}",
+    ) -> None:
+        self.behaviour = behaviour
+        self.latency = latency
+        self.answer = answer
+        self.requests: list[Asked] = []
+        self._script: list[Fault] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def fail_next(self, *faults: Fault) -> None:
+        """Each of the next requests meets one of these."""
+        with self._lock:
+            self._script.extend(faults)
+
+    @property
+    def billed(self) -> tuple[int, int]:
+        """Input and output tokens over all readable replies."""
+        requests = list(self.requests)
+        return sum(asked.billed[0] for asked in requests), sum(asked.billed[1] for asked in requests)
+
+    @property
+    def billed_usd(self) -> Decimal:
+        """What the readable replies cost at `PRICE`."""
+        tokens = self.billed
+        return (tokens[0] * PRICE.input_per_million + tokens[1] * PRICE.output_per_million) / 1_000_000
+
+    def marks(self) -> list[str]:
+        return [asked.mark for asked in list(self.requests)]
+
+    def receive(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> tuple[Asked, Fault | None]:
+        """Log the request and decide what becomes of it."""
+        found = MARK.search(str(body["messages"][-1]["content"])) if body.get("messages") else None
+        with self._lock:
+            asked = Asked(self._count, path, headers, body, found.group() if found else "", time.monotonic())
+            self._count += 1
+            fault = self._script.pop(0) if self._script else self.behaviour(asked) if self.behaviour else None
+            billed = (fault.usage or (0, 0)) if fault else _usage(asked)
+            asked = asked._replace(
+                fault=fault.name if fault else None, status=fault.status if fault else 200, billed=billed
+            )
+            self.requests.append(asked)
+        self._closing.wait(self.latency)
+        return asked, fault
+
+    def hang(self) -> None:
+        self._closing.wait()
+
+
+def _usage(asked: Asked) -> tuple[int, int]:
+    return 5 + len(str(asked.body["messages"])) // 4, 3 + len(asked.mark)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is gone is no news."""
+
+
+def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked, fault = teacher.receive(self.path, headers, json.loads(content or b"{}"))
+            if fault is None:
+                self._send(200, _reply(teacher.answer(asked.mark), asked.billed))
+            elif fault == RESET:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._hang_up()
+            elif fault == CUT:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n" + b'{"choices": [')
+                self._hang_up()
+            elif fault == HANG:
+                teacher.hang()
+                self.close_connection = True
+            else:
+                self._send(fault.status or 500, fault.body, fault.headers)
+
+        def do_GET(self) -> None:
+            """A followed redirect may arrive as a GET: it is logged as a request like any other."""
+            teacher.receive(self.path, {name.lower(): value for name, value in self.headers.items()}, {})
+            self._send(200, b"{}")
+
+        def _send(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
+            lines = [f"HTTP/1.1 {status} scripted", "content-type: application/json", f"content-length: {len(body)}"]
+            lines += [f"{name}: {value}" for name, value in headers]
+            self.wfile.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+        def _hang_up(self) -> None:
+            self.close_connection = True
+            self.rfile.close()
+            self.wfile.close()
+            self.connection.close()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+            pass
+
+    return Handler
+
+
+def numbered_rows(count: int, first: int = 0) -> list[InputRow]:
+    """Prompts that each hold an id of their own, `#0000` and on."""
+    return [row(f"Which one is #{number:04d}?", f"row-{number}") for number in range(first, first + count)]
+
+
+def row(text: str, row_id: str) -> InputRow:
+    prompt = Prompt(
+        prompt_id=f"p:{text}",
+        messages=[{"role": "user", "content": text}],
+        task_kind="classification",
+        workload="",
+        group_id=text,
+        split="train",
+        source="test:1",
+    )
+    return InputRow(row_id, prompt)
+
+
+def make_teacher(url: str, **fields: Any) -> Teacher:
+    """The teacher section that asks this server."""
+    defaults: dict[str, Any] = {
+        "provider": "openai_compatible",
+        "model": "fake-1",
+        "base_url": url,
+        "price": PRICE,
+        "max_tokens": 64,
+        "concurrency": 8,
+        "timeout_seconds": 20,
+    }
+    return Teacher(**(defaults | fields))

@@ -1,0 +1,150 @@
+"""The parent flow, whole: a tiny student is taught, judged and released; what is done is not done again."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from prefect.client.schemas.objects import State
+
+from flows.distill_student import distill_student
+from potstill.artifacts import open_store
+from potstill.recipe import Recipe
+from potstill.release import aliases, releases
+from potstill.report.run_report import RunSummary
+from potstill.run_record import find_record
+
+pytestmark = pytest.mark.flow
+
+
+class Distilled(NamedTuple):
+    recipe: Recipe
+    home: Path
+    teacher: str
+    state: State[Any]
+
+    def requests(self) -> int:
+        return httpx.get(f"{self.teacher}/replay/stats").json()["requests"]
+
+
+def run(recipe: Recipe) -> State[Any]:
+    return distill_student(recipe, return_state=True)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def use_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_HOME", str(home))
+
+
+@pytest.fixture(scope="module")
+def distilled(
+    home: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    write_tickets: Callable[..., Any],
+    replay_teacher: Callable[..., Any],
+    tiny_recipe: Callable[..., dict[str, Any]],
+) -> Any:
+    tickets = write_tickets(tmp_path_factory.mktemp("log"), 400)
+    with pytest.MonkeyPatch.context() as patch, replay_teacher(tickets.answers) as teacher:
+        patch.setenv("POTSTILL_HOME", str(home))
+        recipe = Recipe.model_validate(tiny_recipe(tickets.log, teacher))
+        yield Distilled(recipe, home, teacher, run(recipe))
+
+
+def test_a_run_ends_with_a_released_student(distilled: Distilled) -> None:
+    assert distilled.state.name == "Completed"
+    summary = distilled.state.result()
+    assert isinstance(summary, RunSummary)
+    assert summary.verdict == "passed"
+    assert summary.arms["base"].score == 0
+    assert (summary.arms["candidate"].score or 0) > 0.95
+    assert distilled.requests() == 400
+    assert aliases(distilled.home, "tickets").champion == summary.release
+    assert "tickets" in Path(summary.report).read_text()
+
+
+def test_the_same_run_again_does_nothing_again(distilled: Distilled) -> None:
+    before = sorted(path for path in (distilled.home / "artifacts").rglob("manifest.json"))
+    made = {path: path.stat().st_mtime_ns for path in before}
+    state = run(distilled.recipe)
+    assert state.name == "Completed"
+    assert distilled.requests() == 400
+    assert {path: path.stat().st_mtime_ns for path in before} == made
+    assert len(releases(distilled.home, "tickets")) == 1
+
+
+def test_a_deleted_artefact_and_only_what_hangs_on_it_is_made_again(distilled: Distilled) -> None:
+    store = open_store()
+    record = find_record(distilled.home, "tickets")
+    training = store.manifest(record.student)
+    shutil.rmtree(store.path(record.evaluation))
+    state = run(distilled.recipe)
+    assert state.name == "Completed"
+    again = find_record(distilled.home, "tickets")
+    assert again.evaluation == record.evaluation, "the same bytes are the same artefact"
+    assert store.path(again.evaluation).is_dir()
+    assert store.manifest(again.student) == training, "the student was not trained again"
+    assert distilled.requests() == 400
+
+
+def test_a_damaged_artefact_is_noticed_and_made_again(distilled: Distilled) -> None:
+    store = open_store()
+    record = find_record(distilled.home, "tickets")
+    path = store.path(record.dataset) / "examples.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert run(distilled.recipe).name == "Completed"
+    again = find_record(distilled.home, "tickets")
+    assert again.dataset == record.dataset
+    assert again.student == record.student
+
+
+def test_the_command_line_finds_what_the_flow_has_paid_for(distilled: Distilled, tmp_path: Path, capsys: Any) -> None:
+    import json
+
+    from potstill.cli import main
+
+    store = open_store()
+    prompts = store.path(find_record(distilled.home, "tickets").prompts)
+    teacher = ["--provider", "openai_compatible", "--base-url", distilled.teacher, "--model", "replay"]
+    flags = [*teacher, "--price", "1,2", "--max-tokens", "16", "--out", str(tmp_path / "out"), "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(["teach", str(prompts), *flags])
+    assert ended.value.code == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["attempts"], summary["answered"]) == (0, 400)
+    assert summary["total_cost_usd"] > 0
+    assert distilled.requests() == 400
+
+
+def test_a_gate_with_too_few_prompts_is_undecided_and_releases_nothing(distilled: Distilled) -> None:
+    few = distilled.recipe.model_copy(
+        update={"name": "few", "gate": distilled.recipe.gate.model_copy(update={"min_prompts": 5000})}
+    )
+    state = run(few)
+    assert (state.type.value, state.name) == ("COMPLETED", "GateUndecided")
+    assert releases(distilled.home, "few") == []
+
+
+def test_a_student_that_learned_nothing_is_rejected_and_releases_nothing(distilled: Distilled) -> None:
+    untaught = distilled.recipe.training.model_copy(update={"epochs": 0.1, "learning_rate": 1e-9})
+    recipe = distilled.recipe.model_copy(update={"name": "untaught", "training": untaught})
+    state = run(recipe)
+    assert (state.type.value, state.name) == ("COMPLETED", "GateRejected")
+    assert releases(distilled.home, "untaught") == []
+    assert find_record(distilled.home, "untaught").release is None
+
+
+def test_an_empty_log_fails_with_its_reason(distilled: Distilled, tmp_path: Path) -> None:
+    log = tmp_path / "empty.jsonl"
+    log.touch()
+    curation = distilled.recipe.curation.model_copy(update={"inputs": (str(log),)})
+    state = run(distilled.recipe.model_copy(update={"curation": curation}))
+    assert state.is_failed()
+    assert "no line in it" in str(state.result(raise_on_failure=False))

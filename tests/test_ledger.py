@@ -1,0 +1,259 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from potstill.errors import UsageError
+from potstill.ledger import AttemptPlan, KeyCost, Ledger, Status
+from potstill.llm.messages import Reply
+from potstill.llm.pricing import Rates
+from potstill.records import Usage
+
+ROOT = Path(__file__).parents[1]
+RATES = Rates(Decimal("2.5"), Decimal("1.25"), Decimal(10), "given")
+REPLY = Reply({"role": "assistant", "content": "yes"}, "yes", "stop", Usage(input=3, output=1))
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture
+def ledger(url: str) -> Ledger:
+    return Ledger(url)
+
+
+def plan(key: str, bound: str = "0.01", run: str = "run") -> AttemptPlan:
+    return AttemptPlan(key, f"prompt-{key}", run, "teach", "openai", "m", Decimal(bound), RATES)
+
+
+def settle(ledger: Ledger, attempt: int, of: AttemptPlan, status: Status, usage: Usage | None = None) -> Decimal:
+    reply = REPLY._replace(usage=usage or Usage()) if status == "answered" else None
+    error = None if status == "answered" else f"was {status}"
+    return ledger.settle(
+        attempt, of, status=status, reply=reply, usage=usage, http_status=200, error=error, seconds=0.1
+    )
+
+
+def begun(ledger: Ledger, of: AttemptPlan, cap: str | None = None) -> int:
+    attempt = ledger.begin(of, None if cap is None else Decimal(cap))
+    assert attempt is not None
+    return attempt
+
+
+def rows(url: str) -> list[tuple[str, str, int | None]]:
+    """Key, status and cost in pico-dollars of every attempt, read without the ledger."""
+    with create_engine(url).connect() as connection:
+        found = connection.execute(text("SELECT answer_key, status, cost_usd FROM attempts ORDER BY id"))
+        return [(row[0], row[1], row[2]) for row in found]
+
+
+def test_every_attempt_is_a_row_whatever_came_of_it(ledger: Ledger, url: str) -> None:
+    usage = Usage(input=100, cached_input=40, output=7)
+    attempts: list[tuple[Status, Usage | None]] = [
+        ("failed", None),
+        ("unknown", None),
+        ("unusable", usage),
+        ("answered", usage),
+    ]
+    for status, billed in attempts:
+        settle(ledger, begun(ledger, plan("k")), plan("k"), status, billed)
+    begun(ledger, plan("k"))
+
+    cost = 60 * 2_500_000 + 40 * 1_250_000 + 7 * 10_000_000
+    assert rows(url) == [
+        ("k", "failed", 0),
+        ("k", "unknown", None),
+        ("k", "unusable", cost),
+        ("k", "answered", cost),
+        ("k", "in_flight", None),
+    ]
+    found = ledger.costs(["k"])["k"]
+    assert (found.attempts, found.input_tokens, found.output_tokens) == (5, 200, 14)
+    assert found.cost_usd == Decimal("0.00054")
+    assert found.unknown_usd == Decimal("0.01")
+
+
+def test_a_thousand_small_costs_add_up_exactly(ledger: Ledger) -> None:
+    """0.1 and 0.3 micro-dollars have no exact binary form."""
+    rates = Rates(Decimal("0.1"), Decimal("0.1"), Decimal("0.3"), "given")
+    for number in range(300):
+        of = plan(f"k{number}", "0.0001")._replace(rates=rates)
+        settle(ledger, begun(ledger, of), of, "answered", Usage(input=1, output=1))
+    costs = ledger.costs(f"k{number}" for number in range(300))
+    assert sum(cost.cost_usd for cost in costs.values()) == Decimal("0.00012")
+    assert ledger.committed_usd("run") == Decimal("0.00012")
+
+
+def test_an_answer_is_found_by_its_key_in_any_later_ledger_of_the_same_database(ledger: Ledger, url: str) -> None:
+    settle(ledger, begun(ledger, plan("k")), plan("k"), "answered", Usage(input=3, output=1))
+    again = Ledger(url)
+    assert again.id == ledger.id
+    assert again.find_answers(["k", "other"])["k"].reply == REPLY
+    assert again.count_answers(["k", "other"]) == 1
+
+
+def test_the_first_answer_of_a_key_stays(ledger: Ledger) -> None:
+    first, second = begun(ledger, plan("k")), begun(ledger, plan("k"))
+    settle(ledger, first, plan("k"), "answered", Usage(input=3, output=1))
+    settle(ledger, second, plan("k"), "answered", Usage(input=9, output=9))
+    assert ledger.find_answers(["k"])["k"].reply.usage == Usage(input=3, output=1)
+    assert ledger.costs(["k"])["k"].attempts == 2
+
+
+def test_more_keys_than_fit_one_query(ledger: Ledger) -> None:
+    keys = [f"k{number}" for number in range(1203)]
+    for key in (keys[0], keys[499], keys[500], keys[999], keys[1000], keys[1202]):
+        settle(ledger, begun(ledger, plan(key)), plan(key), "answered", Usage(input=3, output=1))
+    assert list(ledger.find_answers(keys)) == [keys[0], keys[499], keys[500], keys[999], keys[1000], keys[1202]]
+    assert ledger.count_answers(keys) == 6
+    assert len(ledger.costs(keys)) == 6
+
+
+def test_refused_is_only_what_the_last_attempt_said(ledger: Ledger) -> None:
+    settle(ledger, begun(ledger, plan("a")), plan("a"), "refused")
+    settle(ledger, begun(ledger, plan("b")), plan("b"), "refused")
+    settle(ledger, begun(ledger, plan("b")), plan("b"), "failed")
+    costs = ledger.costs(["a", "b"])
+    assert costs["a"] == KeyCost(attempts=1, refused=True, last_error="was refused")
+    assert not costs["b"].refused
+
+
+def test_the_cap_admits_its_last_cent_and_not_one_more(ledger: Ledger, url: str) -> None:
+    begun(ledger, plan("a", "0.01"), "0.02")
+    begun(ledger, plan("b", "0.01"), "0.02")
+    assert ledger.begin(plan("c", "0.000000000001"), Decimal("0.02")) is None
+    assert len(rows(url)) == 2
+    assert ledger.committed_usd("run") == Decimal("0.02")
+
+
+def test_a_settled_attempt_gives_back_what_it_did_not_use_and_an_unknown_one_nothing(ledger: Ledger) -> None:
+    known, unknown = begun(ledger, plan("a", "0.01")), begun(ledger, plan("b", "0.01"))
+    settle(ledger, known, plan("a", "0.01"), "answered", Usage(input=100))
+    assert ledger.committed_usd("run") == Decimal("0.01025")
+    settle(ledger, unknown, plan("b", "0.01"), "unknown")
+    assert ledger.committed_usd("run") == Decimal("0.01025")
+
+
+def test_each_run_has_its_own_cap(ledger: Ledger) -> None:
+    begun(ledger, plan("a", "0.01", run="one"), "0.01")
+    assert ledger.begin(plan("b", "0.01", run="one"), Decimal("0.01")) is None
+    assert ledger.begin(plan("b", "0.01", run="two"), Decimal("0.01")) is not None
+
+
+def test_eight_threads_never_overshoot_the_cap(ledger: Ledger, url: str) -> None:
+    start = threading.Barrier(8)
+
+    def spend(worker: int) -> int:
+        start.wait()
+        return sum(ledger.begin(plan(f"{worker}-{n}", "0.01"), Decimal("0.205")) is not None for n in range(10))
+
+    with ThreadPoolExecutor(8) as pool:
+        admitted = sum(pool.map(spend, range(8)))
+    assert admitted == 20
+    assert len(rows(url)) == 20
+    assert ledger.committed_usd("run") == Decimal("0.20")
+
+
+SPEND = """
+import sys
+from tests.test_ledger import Ledger, begun, plan, settle, Decimal, Usage
+print("ready", flush=True)
+sys.stdin.readline()
+ledger = Ledger(sys.argv[1])
+admitted = 0
+for number in range(30):
+    of = plan(f"{sys.argv[2]}-{number}", "0.01")
+    attempt = ledger.begin(of, Decimal("0.305"))
+    if attempt is not None:
+        admitted += 1
+        settle(ledger, attempt, of, "answered", Usage(output=1000))
+print(admitted)
+"""
+HOLD = """
+import sys, time
+from tests.test_ledger import Ledger, begun, plan
+ledger = Ledger(sys.argv[1])
+for number in range(3):
+    begun(ledger, plan(f"{sys.argv[2]}-{number}"))
+print("holding", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start(url: str) -> Callable[[str, str], subprocess.Popen[str]]:
+    def run(code: str, name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, url, name]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    return run
+
+
+def test_three_processes_on_a_new_database_never_overshoot_the_cap(
+    start: Callable[[str, str], subprocess.Popen[str]], url: str
+) -> None:
+    processes = [start(SPEND, name) for name in "abc"]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    admitted = [int(process.communicate(timeout=30)[0]) for process in processes]
+    assert sum(admitted) == 30
+    assert len(rows(url)) == 30
+    assert Ledger(url).committed_usd("run") == Decimal("0.30")
+
+
+def test_what_a_killed_process_left_in_flight_becomes_unknown_at_its_bound_and_only_that(
+    start: Callable[[str, str], subprocess.Popen[str]], url: str
+) -> None:
+    killed, alive = start(HOLD, "killed"), start(HOLD, "alive")
+    try:
+        for process in (killed, alive):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "holding\n"
+        ledger = Ledger(url)
+        begun(ledger, plan("own"))
+        assert ledger.close_orphans() == 0
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert ledger.close_orphans() == 3
+        assert ledger.close_orphans() == 0
+        statuses = {key: status for key, status, _ in rows(url)}
+        assert statuses == {
+            **{f"killed-{n}": "unknown" for n in range(3)},
+            **{f"alive-{n}": "in_flight" for n in range(3)},
+            "own": "in_flight",
+        }
+        assert ledger.costs(["killed-0"])["killed-0"].unknown_usd == Decimal("0.01")
+        assert ledger.committed_usd("run") == Decimal("0.07")
+    finally:
+        for process in (killed, alive):
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////proc/no/ledger.db", "nosuchdb://host/x"])
+def test_an_address_that_opens_nothing_is_a_usage_error_that_names_it(url: str) -> None:
+    with pytest.raises(UsageError, match="Give an address such as") as caught:
+        Ledger(url)
+    assert url in str(caught.value)
+
+
+def test_a_ledger_of_another_schema_is_refused(ledger: Ledger, url: str) -> None:
+    with create_engine(url).begin() as connection:
+        connection.execute(text("UPDATE meta SET value = '99' WHERE name = 'schema_version'"))
+    with pytest.raises(UsageError, match="schema version 99"):
+        Ledger(url)
