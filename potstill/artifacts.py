@@ -172,15 +172,17 @@ class ArtifactStore:
         )
         final = self.root / "artifacts" / kind / digest[:12]
         ref = ArtifactRef(kind=kind, uri=str(final.relative_to(self.root)), digest=digest, num_rows=num_rows)
-        if _is_whole(final, ref):
-            return ref
         for name in files:
             _sync(workplace / name)
         write_atomically(workplace / MANIFEST, manifest.model_dump_json(indent=2))
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(final, ignore_errors=True)
-        workplace.rename(final)
-        _sync(final.parent)
+        with FileLock(
+            self.root / "locks" / f"{kind}-{digest[:24]}.lock"
+        ):  # another key may make the same bytes just now
+            if not _is_whole(final, ref):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(final, ignore_errors=True)
+                workplace.rename(final)
+                _sync(final.parent)
         return ref
 
     def _key_path(self, key: StageKey) -> Path:
@@ -216,6 +218,8 @@ def load_artifact(directory: Path, kind: str, *, expected_digest: str | None = N
         raise ArtifactMissingError(f"{directory} holds a {manifest.kind}, not a {kind}: name another directory")
     if expected_digest is not None and manifest.digest != expected_digest:
         raise ArtifactMissingError(f"{directory} holds {manifest.digest[:12]}, not {expected_digest[:12]}")
+    if manifest.digest != fingerprint({"kind": kind, "files": manifest.files}):
+        raise ArtifactDamagedError(f"{directory}: manifest.json contradicts itself: build it again")
     found = _digest_files(directory)
     wrong = sorted(name for name, digest in manifest.files.items() if found.get(name) != digest)
     if wrong:
@@ -251,6 +255,8 @@ def _read_manifest(directory: Path) -> Manifest:
         return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactMissingError(f"{directory} has no manifest.json: it is no finished artefact") from None
+    except IsADirectoryError:
+        raise ArtifactDamagedError(f"{directory / MANIFEST} is a directory: build it again") from None
     except ValidationError as error:
         raise ArtifactDamagedError(f"{directory / MANIFEST} cannot be read ({error.error_count()} errors)") from None
 

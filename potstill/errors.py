@@ -6,7 +6,7 @@
     │   ├── DataError                           input that cannot be used
     │   └── UnknownPriceError (LookupError)     a model whose price nobody knows
     ├── NotAuthorisedError (PermissionError)  exit 6   key missing, foreign host, refused, terms
-    ├── BudgetReachedError             exit 5   the cap does not admit the next request
+    ├── BudgetReachedError (RuntimeError)  exit 5   the cap does not admit the next request
     ├── ArtifactError (OSError)        exit 1
     │   ├── ArtifactMissingError (FileNotFoundError)
     │   └── ArtifactDamagedError
@@ -49,7 +49,7 @@ class NotAuthorisedError(PotstillError, PermissionError):
     exit_code = 6
 
 
-class BudgetReachedError(PotstillError):
+class BudgetReachedError(PotstillError, RuntimeError):
     exit_code = 5
 
 

@@ -3,19 +3,22 @@
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from potstill.fingerprint import fingerprint
 from potstill.records import TaskKind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Usd = Annotated[Decimal, Field(ge=0)]
+Usd = Annotated[
+    Decimal, Field(ge=0, le=10**9, decimal_places=12), AfterValidator(lambda usd: Decimal(f"{usd.normalize():f}"))
+]
+"""Trailing zeros go: 10, 10.0 and "10.00" are one price, and must give one fingerprint."""
 
 
 class Part(BaseModel):
     """A section of the recipe; the description of each field is what a form shows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Task(Part):
@@ -148,7 +151,7 @@ class Gate(Part):
 class Serving(Part):
     """The machine that serves, for the account of costs."""
 
-    usd_per_hour: Usd = Field(default=Decimal("1.0"), description="Price of an hour of the serving machine, in USD.")
+    usd_per_hour: Usd = Field(default=Decimal(1), description="Price of an hour of the serving machine, in USD.")
 
 
 class Recipe(Part):

@@ -1,5 +1,6 @@
 """Reads a recipe from YAML and says what is wrong with it: file, line, field, value, what is allowed, what was meant."""
 
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from potstill.errors import RecipeError
 from potstill.recipe import Recipe, allowed_values
 
 Location = tuple[str | int, ...]
+
+_READ_AS_ANOTHER = (bool, int, float, date)
+"""What YAML makes of an unquoted yes, 3, 1.5 or 2026-11-24 that is meant as text."""
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -54,6 +58,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _parse(where: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark and not where.startswith("--set") else ""
+        hint = ": indent with spaces" if "'\\t'" in str(error.problem) else ""
+        said = ": ".join(filter(None, (error.context, error.problem)))
+        raise RecipeError(f"{where}{line}: not valid YAML: {said}{hint}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-45
         raise RecipeError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -96,7 +105,8 @@ def _explain(path: Path, lines: dict[Location, int], detail: ErrorDetails) -> st
         return f"{where}: {name}: {value!r} is not allowed{_suggest(str(value), allowed)}"
     if detail["type"] == "value_error":
         return f"{where}: {name}: {detail['msg'].removeprefix('Value error, ')}"
-    return f"{where}: {name}: {value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    hint = ": write it in quotes" if detail["type"] == "string_type" and isinstance(value, _READ_AS_ANOTHER) else ""
+    return f"{where}: {name}: {value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}{hint}"
 
 
 def _suggest(given: str, allowed: list[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,13 +41,17 @@ class Prompt(Row):
     """The gold answer, where the input had one."""
 
 
+Tokens = Annotated[int, Field(ge=0, lt=2**31)]
+"""As many as a database's integer holds; a reply that claims others is not believed."""
+
+
 class Usage(Row):
     """Tokens of one answer, by kind. `input` includes `cached_input`; `output` includes `reasoning`."""
 
-    input: int = 0
-    cached_input: int = 0
-    output: int = 0
-    reasoning: int = 0
+    input: Tokens = 0
+    cached_input: Tokens = 0
+    output: Tokens = 0
+    reasoning: Tokens = 0
 
 
 class Completion(Row):

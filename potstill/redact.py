@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
 
-VERSION = 1
+VERSION = 2
 
 T = TypeVar("T")
 
@@ -28,6 +28,10 @@ _CARDS = ("4111 1111 1111 1111", "5555 5555 5555 4444", "3782 822463 10005", "60
 _IBANS = ("DE89 3704 0044 0532 0130 00", "GB82 WEST 1234 5698 7654 32", "FR14 2004 1010 0505 0001 3M02 606")
 _RESERVED_EMAIL = re.compile(r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|example|invalid|test)$", re.IGNORECASE)
 _RESERVED_PHONE = re.compile(r"555\D?01\d\d$")
+_SERVICE_EMAIL = re.compile(r"git@", re.IGNORECASE)
+_KEBAB_WORDS = re.compile(r"sk-(?:[a-z]{1,15}[-_]+)*[a-z]{1,15}")
+"""Such as the CSS class sk-toggleable__content-arrow of scikit-learn's pages."""
+_ISBN = re.compile(r"(?:97[89][ -])?\d{1,5}[ -]\d{1,7}[ -]\d{1,7}[ -]\d")
 _DATE = re.compile(r"(?:19|20)\d\d([-.])\d{1,2}\1\d{1,2}(?!\d)")
 _MARKS = re.compile(r"[@0-9]|sk-|gh[pousr]_|github_pat_|hf_|AKIA|AIza|xox|k_(?:live|test)_|eyJ")
 """A text without any of these holds nothing that is looked for."""
@@ -54,9 +58,14 @@ def _is_iban(text: str) -> bool:
 
 def _is_phone(text: str) -> bool:
     import phonenumbers
+    from stdnum import isbn
 
     if text.isdigit() or _RESERVED_PHONE.search(text) or _DATE.match(text):
         return False
+    if _ISBN.fullmatch(text) and isbn.is_valid(text):
+        return False
+    if sum(len(group) == 1 for group in re.findall(r"\d+", text)) > 2:
+        return False  # a row of numbers
     try:
         return phonenumbers.is_valid_number(phonenumbers.parse(text, "US"))
     except phonenumbers.NumberParseException:
@@ -71,13 +80,13 @@ _KINDS = (
             r"|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,}|[rs]k_(?:live|test)_[0-9A-Za-z]{16,}"
             r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"
         ),
-        lambda _: True,
+        lambda text: not _KEBAB_WORDS.fullmatch(text),
         lambda: (f"sk-example-{number:04d}" for number in range(1, 10_000)),
     ),
     _Kind(
         "email",
-        re.compile(r"[\w.+'-]*[\w+'-]@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}"),
-        lambda text: not _RESERVED_EMAIL.search(text),
+        re.compile(r"[\w+](?:[\w.+'-]{0,62}[\w+'-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,}"),
+        lambda text: not (_RESERVED_EMAIL.search(text) or _SERVICE_EMAIL.match(text)),
         lambda: (f"person{number}@example.com" for number in range(1, 10_000)),
     ),
     _Kind(

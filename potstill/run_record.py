@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from potstill.artifacts import ArtifactRef, write_atomically
 from potstill.errors import DataError
 from potstill.recipe import Recipe
@@ -35,13 +37,20 @@ class RunRecord(Row):
 def find_record(home: Path, name: str) -> RunRecord:
     """The record of a recipe's latest run, or of a run.json by its path.
 
-    Errors: `DataError` where there is none.
+    Errors: `DataError` where there is none, or where it cannot be read.
     """
     path = Path(name)
     if path.is_file():
-        return RunRecord.model_validate_json(path.read_bytes())
+        return _read(path)
     found = sorted((home / "reports" / name).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime)
     if not found:
         known = sorted(record.parents[1].name for record in (home / "reports").glob(f"*/*/{RECORD}"))
         raise DataError(f"no run of a recipe named {name!r}; runs of: {', '.join(dict.fromkeys(known)) or 'none yet'}")
-    return RunRecord.model_validate_json(found[-1].read_bytes())
+    return _read(found[-1])
+
+
+def _read(path: Path) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise DataError(f"{path}: no record of a run: name a recipe, or the {RECORD} that its run wrote") from None

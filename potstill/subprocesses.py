@@ -131,11 +131,15 @@ def exit_with_parent() -> None:
 
 
 def process_started_at(pid: int) -> float | None:
-    """When a process began, in seconds since the epoch; None where it does not run. With the pid it names one process."""
+    """When a process began, in seconds since the epoch; None where it does not run. With the pid it names one process.
+
+    A zombie does not run: in a container whose first process reaps nobody it would stay for ever.
+    """
     import psutil
 
     try:
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
         return None
 

@@ -21,8 +21,10 @@ class Tail(Generic[R]):
     def __call__(self) -> None:
         if self._on_row is None or not self._path.exists():
             return
+        if self._offset > self._path.stat().st_size:
+            self._offset = 0  # the file was begun anew
         with self._path.open("rb") as file:
-            file.seek(self._offset if self._offset <= self._path.stat().st_size else 0)
+            file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     break

@@ -1,15 +1,20 @@
 """The store, with real files, real processes and real damage."""
 
+import hashlib
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 
 from potstill.artifacts import MANIFEST, ArtifactRef, ArtifactStore, StageKey, load_artifact, write_atomically
 from potstill.errors import ArtifactDamagedError, ArtifactMissingError
+from potstill.fingerprint import code_revision
 
 KEY = StageKey("stage", 1, "a" * 64)
 OTHER_KEY = StageKey("stage", 1, "b" * 64)
@@ -123,10 +128,29 @@ class TestDamage:
             "file gone": file.unlink,
             "manifest gone": (directory / MANIFEST).unlink,
             "manifest cut": lambda: (directory / MANIFEST).write_text("{"),
+            "manifest forged": lambda: self.forge(directory),
+            "manifest a directory": lambda: self.replace_by_directory(directory / MANIFEST),
+            "file a directory": lambda: self.replace_by_directory(file),
             "directory gone": lambda: shutil.rmtree(directory),
         }[how]()
 
-    ALL = ("changed", "truncated", "file gone", "manifest gone", "manifest cut", "directory gone")
+    @staticmethod
+    def forge(directory):
+        """Other bytes, and a manifest whose list of files agrees with them."""
+        (directory / "inner" / "rows.txt").write_text("forged")
+        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest["files"]["inner/rows.txt"] = hashlib.sha256(b"forged").hexdigest()
+        (directory / MANIFEST).write_text(json.dumps(manifest))
+
+    @staticmethod
+    def replace_by_directory(path):
+        path.unlink()
+        path.mkdir()
+
+    ALL = (
+        *("changed", "truncated", "file gone", "file a directory", "directory gone"),
+        *("manifest gone", "manifest cut", "manifest forged", "manifest a directory"),
+    )
 
     @pytest.mark.parametrize("how", ALL)
     def test_it_is_noticed_and_mended_by_the_next_build(self, store, ref, how):
@@ -137,11 +161,27 @@ class TestDamage:
         assert produce.calls == 1
         assert store.lookup(KEY) == ref
 
-    @pytest.mark.parametrize("how", ["changed", "file gone", "manifest cut"])
-    def test_loading_a_damaged_artefact_says_so(self, store, ref, how):
+    @pytest.mark.parametrize(
+        ("how", "said"),
+        [
+            ("changed", r"inner/rows\.txt differ from manifest\.json: build it again"),
+            ("truncated", r"inner/rows\.txt differ"),
+            ("file gone", r"inner/rows\.txt differ"),
+            ("file a directory", r"inner/rows\.txt differ"),
+            ("manifest cut", r"manifest\.json cannot be read"),
+            ("manifest forged", r"manifest\.json contradicts itself"),
+            ("manifest a directory", r"manifest\.json is a directory"),
+        ],
+    )
+    def test_loading_a_damaged_artefact_says_what_is_wrong(self, store, ref, how, said):
         self.damage(store, ref, how)
-        with pytest.raises(ArtifactDamagedError, match=r"rows\.txt differ|cannot be read"):
+        with pytest.raises(ArtifactDamagedError, match=said):
             load_artifact(store.root / ref.uri, "Rows")
+
+    def test_a_file_beside_it_is_no_damage(self, store, ref):
+        """A user keeps his own files in a directory that a command exported to."""
+        (store.root / ref.uri / "notes.txt").write_text("mine")
+        assert store.lookup(KEY) == ref
 
     @pytest.mark.parametrize("how", ["manifest gone", "directory gone"])
     def test_without_a_manifest_it_does_not_exist(self, store, ref, how):
@@ -225,20 +265,114 @@ def produce(directory):
     (directory / "rows.txt").write_text("rows")
     return 1
 
-print(ArtifactStore(Path(sys.argv[1])).build(StageKey("stage", 1, "a" * 64), "Rows", produce).digest)
+print(ArtifactStore(Path(sys.argv[1])).build(StageKey("stage", 1, sys.argv[3] * 64), "Rows", produce).digest)
 """
 
 
-def test_two_processes_that_build_one_key_produce_it_once(store, tmp_path):
-    calls = tmp_path / "calls"
-    command = [sys.executable, "-c", BUILDER, store.root, calls]
-    builders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+def build_in_two_processes(store, calls, keys):
+    builders = [
+        subprocess.Popen([sys.executable, "-c", BUILDER, store.root, calls, key], stdout=subprocess.PIPE, text=True)
+        for key in keys
+    ]
     digests = [builder.communicate(timeout=30)[0].strip() for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0]
-    assert len(calls.read_text().splitlines()) == 1
-    ref = store.lookup(KEY)
-    assert ref is not None
-    assert digests == [ref.digest] * 2
+    return digests
+
+
+class TestTwoProcesses:
+    def test_that_build_one_key_produce_it_once(self, store, tmp_path):
+        digests = build_in_two_processes(store, tmp_path / "calls", "aa")
+        assert len((tmp_path / "calls").read_text().splitlines()) == 1
+        ref = store.lookup(KEY)
+        assert ref is not None
+        assert digests == [ref.digest] * 2
+
+    def test_that_make_the_same_bytes_under_two_keys_share_the_artefact(self, store, tmp_path):
+        digests = build_in_two_processes(store, tmp_path / "calls", "ab")
+        assert len((tmp_path / "calls").read_text().splitlines()) == 2
+        assert digests[0] == digests[1]
+        assert store.lookup(KEY) == store.lookup(OTHER_KEY) is not None
+
+
+def in_child(work) -> int:
+    """Run `work` in a fork of this process and return how it ended: 0, or 9 where it was cut off."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - a fork must never go on as a second pytest
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def crash_at(step: int) -> None:
+    """End this process, as a power cut would, just before its `step`-th change of the file system."""
+    count = 0
+
+    def watch(event: str, details: tuple) -> None:
+        nonlocal count
+        writes = event == "open" and isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}:
+            count += 1
+            if count == step:
+                os._exit(9)
+
+    sys.addaudithook(watch)
+
+
+class TestCrash:
+    """Between any two changes of the file system, the process is gone; what is left is nothing or the whole."""
+
+    @pytest.mark.parametrize("damaged", [False, True], ids=["a first build", "a build after damage"])
+    def test_it_leaves_nothing_or_the_whole_and_the_next_build_mends_it(self, tmp_path, damaged):
+        code_revision()  # asks git once, in this process
+        outcomes = []
+        for step in itertools.count(1):
+            store = ArtifactStore(tmp_path / f"home{step}")
+            if damaged:
+                TestDamage().damage(store, store.build(KEY, "Rows", writing()), "changed")
+
+            def work(store=store, step=step):
+                crash_at(step)
+                store.build(KEY, "Rows", writing())
+
+            status = in_child(work)
+            assert status in {0, 9}
+            found = store.lookup(KEY)
+            for manifest in (store.root / "artifacts").rglob(MANIFEST):
+                if not damaged or found is not None:
+                    assert load_artifact(manifest.parent, "Rows").num_rows == 3
+            ref = store.build(KEY, "Rows", forbidden if found is not None else writing())
+            assert found in {None, ref}
+            assert store.lookup(KEY) == ref
+            assert sorted(path.name for path in store.path(ref).rglob("*.*")) == [MANIFEST, "rows.txt"]
+            outcomes.append(found is not None)
+            if status == 0:
+                break
+        assert len(outcomes) > 8, "the steps were not seen"
+        assert outcomes == sorted(outcomes)
+        assert outcomes[-1]
+
+    def test_of_an_export_leaves_no_half_copy_that_looks_whole(self, store, tmp_path):
+        old, new = store.build(OTHER_KEY, "Rows", writing("old")), store.build(KEY, "Rows", writing("new"))
+        for step in itertools.count(1):
+            out = tmp_path / f"out{step}"
+            store.export(old, out)
+
+            def work(out=out, step=step):
+                crash_at(step)
+                store.export(new, out)
+
+            status = in_child(work)
+            if (out / MANIFEST).exists():
+                assert load_artifact(out, "Rows").digest in {old.digest, new.digest}
+            store.export(new, out)
+            assert load_artifact(out, "Rows").digest == new.digest
+            if status == 0:
+                break
+        assert step > 3, "the steps were not seen"
 
 
 class TestExport:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from potstill import __version__
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, UsageError
 
 DEBUG_FLAG = "--debug"
 INTERRUPTED = 130
+WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What the operating system says of a path that the user gave wrongly: bad usage. Anything else, such as a full disk, is not."""
 
 COMMANDS = {
     "run": ("run:run", "Distil a recipe: curate, teach, train, evaluate, gate, release."),
@@ -52,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
+        sys.exit(UsageError.exit_code if isinstance(error, WRONG_PATH) else PotstillError.exit_code)
     except KeyboardInterrupt:
         print("interrupted: run the same again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -32,7 +32,7 @@ def say(summary: Mapping[str, Any], *, as_json: bool) -> None:
     width = max(map(len, summary))
     for name, value in summary.items():
         shown = ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
-        print(f"{name.replace('_', ' '):<{width}}  {'–' if shown is None else shown}", flush=True)
+        print(f"{name.replace('_', ' '):<{width}}  {'–' if shown in (None, '') else shown}", flush=True)
 
 
 @contextmanager

@@ -44,7 +44,10 @@ def evaluate(
 
     rows = read_rows(prompts, redact=True)
     asked = list({row.prompt.prompt_id: row.prompt for row in rows.rows if row.prompt.split == "test"}.values())
-    arms: Arms = dict(_arm(text) for text in arm)
+    named = [_arm(text) for text in arm]
+    arms: Arms = dict(named)
+    if len(arms) < len(named):
+        raise UsageError(f"--arm: a name is given twice in {', '.join(name for name, _ in named)}: keep one each")
     task = _task(kind or rows.rows[0].prompt.task_kind, labels, asked, arms)
     store = open_store()
     key = StageKey("evaluate-files", report.VERSION, fingerprint([task, asked, arms]))

@@ -184,8 +184,9 @@ class _Curator:
 
 def quarantined_line(path: Path, line: Line) -> QuarantinedLine:
     """What is kept of a line that cannot be used."""
-    excerpt = redact.Redactor().text(line.text.decode("utf-8", errors="replace"))[:200]
-    return QuarantinedLine(file=str(path), line=line.number, reason=line.reason or "", excerpt=excerpt)
+    redactor = redact.Redactor()
+    excerpt = redactor.text(line.text.decode("utf-8", errors="replace"))[:200]
+    return QuarantinedLine(file=str(path), line=line.number, reason=redactor.text(line.reason or ""), excerpt=excerpt)
 
 
 def redact_prompt(raw: RawPrompt, counts: Counter[str]) -> RawPrompt:

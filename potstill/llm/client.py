@@ -5,6 +5,7 @@ import socket
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import aiohttp
 import httpx
 import orjson
 
@@ -79,33 +80,37 @@ class ChatClient:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 response = await self._http.post(self.base_url + self.provider.path(), content=body)
-        except (TimeoutError, httpx.TimeoutException) as error:
-            return self._unsent(error) or Attempt(
-                Failure("transient", f"no answer within {self._timeout_seconds:g} s"), None, may_be_billed=True
-            )
-        except (httpx.HTTPError, OSError) as error:
-            return self._unsent(error) or Attempt(
-                Failure("transient", f"connection lost: {_describe(error)}"), None, may_be_billed=True
-            )
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            return self._unsent(error) or self._lost(error)
         return self._read(response)
 
     def _read(self, response: httpx.Response) -> Attempt:
         status = response.status_code
         body = _parse(response.content)
-        if status == 200:
+        if response.is_success:
             outcome = self.provider.read_reply(body)
             unreadable = isinstance(outcome, Failure) and outcome.usage is None
             return Attempt(outcome, status, may_be_billed=unreadable)
         failure = self.provider.read_error(status, body, response.headers.get("retry-after"))
         return Attempt(failure, status, may_be_billed=False)
 
+    def _lost(self, error: BaseException) -> Attempt:
+        """The attempt of a request that left, and whose answer did not come whole."""
+        is_late = any(isinstance(cause, TimeoutError) for cause in _causes(error))
+        message = f"no answer within {self._timeout_seconds:g} s" if is_late else f"connection lost: {_describe(error)}"
+        return Attempt(Failure("transient", message), None, may_be_billed=True)
+
     def _unsent(self, error: BaseException) -> Attempt | None:
-        """The attempt of a request that never left this machine; None where it may have."""
+        """The attempt of a request that never left this machine; None where it may have.
+
+        The transport calls every lost connection a ConnectTimeout: only what aiohttp raised tells which one was never made.
+        """
         causes = list(_causes(error))
         if any(isinstance(cause, socket.gaierror) for cause in causes):
             host = httpx.URL(self.base_url).host
             return Attempt(Failure("run", f"no host named {host}: check base_url"), None, may_be_billed=False)
-        if isinstance(error, httpx.ConnectError) or any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        never_made = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx.ConnectError)
+        if any(isinstance(cause, never_made) for cause in causes):
             failure = Failure("transient", f"no connection to {self.base_url}: {_describe(error)}")
             return Attempt(failure, None, may_be_billed=False)
         return None

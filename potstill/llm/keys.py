@@ -23,13 +23,13 @@ OWN_HOSTS = {
 def find_key(variable: str | None, base_url: str) -> str | None:
     """The key that may go to this address; None where none is asked for.
 
-    Errors: `NotAuthorisedError` where the variable is not set, or where the address is not the key's own. A key that no
-    known provider owns may go to a server on this machine; any other pair of key and host has to be named in
-    `POTSTILL_KEY_HOSTS`, as `NAME=host` separated by commas.
+    Errors: `UsageError` for what is no address of an API; `NotAuthorisedError` where the variable is not set, or where
+    the address is not the key's own. A key that no known provider owns may go to a server on this machine; any other
+    pair of key and host has to be named in `POTSTILL_KEY_HOSTS`, as `NAME=host` separated by commas.
     """
+    host, port, scheme = _address(base_url)
     if variable is None:
         return None
-    host, port, scheme = _address(base_url)
     loopback = is_loopback(base_url)
     granted = _granted(variable) | ({OWN_HOSTS[variable]} if variable in OWN_HOSTS else set())
     allowed = bool({host, f"{host}:{port}"} & granted) or (loopback and variable not in OWN_HOSTS)
@@ -43,6 +43,8 @@ def find_key(variable: str | None, base_url: str) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise NotAuthorisedError(f"environment variable {variable} is not set: export it with the key for {host}")
+    if not key.isascii() or not key.isprintable():
+        raise NotAuthorisedError(f"environment variable {variable} holds characters that no key has: export it again")
     return key
 
 

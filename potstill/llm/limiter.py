@@ -31,11 +31,16 @@ class Limiter:
 
     async def wait(self, tokens: int) -> None:
         """Return when a request of so many tokens may leave."""
-        now = self._clock()
-        start = max(now, self._next_start)
-        self._next_start = start + max(self._seconds_per_request, tokens * self._seconds_per_token)
-        while (delay := max(start, self._paused_until) - self._clock()) > 0:
+        start = self._take_turn(tokens)
+        while (delay := start - self._clock()) > 0:
             await self._sleep(delay)
+            if start < self._paused_until:  # everybody who was due in the pause would leave at its end
+                start = self._take_turn(tokens)
+
+    def _take_turn(self, tokens: int) -> float:
+        start = max(self._clock(), self._next_start, self._paused_until)
+        self._next_start = start + max(self._seconds_per_request, tokens * self._seconds_per_token)
+        return start
 
     def pause(self, seconds: float) -> None:
         """Let no request leave for so long."""

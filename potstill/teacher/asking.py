@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -23,6 +25,8 @@ from potstill.teacher.plan import PlannedAnswer, TeachPlan
 
 BYTES_A_TOKEN = 4
 RATE_LIMIT_PAUSE_SECONDS = 1.0
+PROBES = 3
+"""So many prompts may fail, one after the other, at an endpoint that does reply, before it counts as out of order."""
 
 
 class BatchReport(Row):
@@ -54,6 +58,14 @@ class RefusedError(PermanentTeacherError):
     """The provider rejects this one request; the others go on."""
 
 
+@dataclass(slots=True)
+class _Asking:
+    """One request under way, and how many batches wait for it."""
+
+    task: asyncio.Task[None]
+    waiting: int = 0
+
+
 class Asker:
     """The asynchronous core of a session; everything in it runs on one event loop.
 
@@ -69,14 +81,17 @@ class Asker:
         self._client = client
         self._budget_usd = budget_usd
         self._policy = policy
-        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm)
+        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, sleep=self._sleep)
         self._slots = asyncio.Semaphore(plan.teacher.concurrency)
-        self._settled = asyncio.Condition()
+        self._settled = asyncio.Event()
         self._in_flight = 0
         self._first = asyncio.Lock()
         self._is_reached = False
+        self._has_replied = False
+        self._failed_probes = 0
         self._stopped_by: PotstillError | None = None
-        self._asked: dict[str, asyncio.Task[None]] = {}
+        self._stopping = asyncio.Event()
+        self._asked: dict[str, _Asking] = {}
 
     async def answer(self, batch: Sequence[PlannedAnswer], on_step: Callable[[Step], None]) -> BatchReport:
         """Ask for what the ledger does not hold of a batch.
@@ -95,8 +110,7 @@ class Asker:
             on_step(step)
 
         results = await asyncio.gather(*(self._once(answer, count) for answer in missing), return_exceptions=True)
-        if self._stopped_by is not None:
-            raise self._stopped_by
+        self._check_going_on()
         errors = [result for result in results if isinstance(result, BaseException)]
         unexpected = next((error for error in errors if not isinstance(error, (RefusedError, UnansweredError))), None)
         if unexpected is not None:
@@ -114,15 +128,17 @@ class Asker:
 
     async def _once(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
         """Ask, unless another batch is asking for the same content right now."""
-        task = self._asked.get(answer.key)
-        if task is None:
-            task = self._asked[answer.key] = asyncio.create_task(self._ask(answer, on_step))
-            task.add_done_callback(lambda _: self._asked.pop(answer.key, None))
+        asking = self._asked.get(answer.key)
+        if asking is None:
+            asking = self._asked[answer.key] = _Asking(asyncio.create_task(self._ask(answer, on_step)))
+        asking.waiting += 1
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+            await asyncio.shield(asking.task)
+        finally:
+            asking.waiting -= 1
+            if asking.waiting == 0:  # it is done, or nobody wants it any more
+                asking.task.cancel()
+                del self._asked[answer.key]
 
     async def _ask(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
         async with self._slots:
@@ -134,21 +150,38 @@ class Asker:
             await self._retry(answer, on_step)
 
     async def _reach(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
-        """The first request goes alone, so that an endpoint that is down is not stormed."""
+        """The first request goes alone, so that an endpoint that is down is not stormed.
+
+        Where the endpoint replies and only the answer cannot be used, the fault may be the prompt's: the next one tries.
+        """
         try:
             await self._retry(answer, on_step)
         except UnansweredError as error:
-            address = self._client.base_url
-            self._stop(TransientTeacherError(f"no answer from {address}: {error}. Run the same again when it is up"))
-        finally:
+            self._failed_probes += 1
+            if not self._has_replied or self._failed_probes == PROBES:
+                address = self._client.base_url
+                self._stop(
+                    TransientTeacherError(f"no answer from {address}: {error}. Run the same again when it is up")
+                )
+            raise
+        except RefusedError:
             self._is_reached = True
+            raise
+        self._is_reached = True
 
     async def _retry(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
-        async for attempt in retrying(self._policy):
+        async for attempt in retrying(self._policy, self._sleep):
             with attempt:
                 await self._attempt(answer, on_step)
 
+    async def _sleep(self, seconds: float) -> None:
+        """A pause that ends at once, with the reason, when the run stops."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        self._check_going_on()
+
     async def _attempt(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
+        self._check_going_on()
         body = self._client.encode(answer.request)
         await self._limiter.wait(len(body) // BYTES_A_TOKEN + self._plan.teacher.max_tokens)
         plan = AttemptPlan(
@@ -168,19 +201,21 @@ class Asker:
         try:
             attempt = await self._client.ask(body)
         finally:
-            cost = self._settle(attempt_id, plan, attempt, time.monotonic() - started)
-            self._in_flight -= 1
-            async with self._settled:
-                self._settled.notify_all()
+            try:
+                cost = self._settle(attempt_id, plan, attempt, time.monotonic() - started)
+            finally:
+                self._in_flight -= 1
+                self._settled.set()  # wakes all that wait; who waits next waits for the next
+                self._settled = asyncio.Event()
         assert attempt is not None
+        self._has_replied = self._has_replied or attempt.http_status == 200
         on_step(Step(answer.key, isinstance(attempt.outcome, Reply), cost))
         self._judge(attempt)
 
     async def _reserve(self, plan: AttemptPlan) -> int:
         """The id of the attempt's row, once the cap admits it; while others are in flight, one of them may make room."""
         while True:
-            if self._stopped_by is not None:
-                raise self._stopped_by
+            self._check_going_on()
             if (attempt_id := self._ledger.begin(plan, self._budget_usd)) is not None:
                 return attempt_id
             if self._in_flight == 0:
@@ -193,8 +228,7 @@ class Asker:
                     )
                 )
                 continue
-            async with self._settled:
-                await self._settled.wait()
+            await self._settled.wait()
 
     def _settle(self, attempt_id: int, plan: AttemptPlan, attempt: Attempt | None, seconds: float) -> Decimal:
         """Close the attempt's row; None where the request was cancelled."""
@@ -224,12 +258,16 @@ class Asker:
             raise RefusedError(failure.message)
         elif failure.cause == "rate_limit":
             self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
-        if self._stopped_by is not None:
-            raise self._stopped_by
+        self._check_going_on()
         raise UnansweredError(failure.message, failure.retry_after_seconds)
 
     def _stop(self, error: PotstillError) -> None:
         self._stopped_by = self._stopped_by or error
+        self._stopping.set()
+
+    def _check_going_on(self) -> None:
+        if self._stopped_by is not None:
+            raise self._stopped_by
 
 
 def _status(attempt: Attempt | None) -> Status:

@@ -55,7 +55,7 @@ class TeacherSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._submit(self._client.__aexit__(None, None, None)).result()
+        self._submit(self._end()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -68,6 +68,14 @@ class TeacherSession:
         except BaseException:
             future.cancel()
             raise
+
+    async def _end(self) -> None:
+        """Whatever still runs is cancelled and closes its row in the ledger before the loop stops."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.__aexit__(None, None, None)
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -98,6 +98,56 @@ class TestAccount:
         assert found.summary.redactions == {"email": 3}
 
 
+SECRETS = (
+    *("ann@acme.io", "+44 20 7946 0958", "4539 1488 0343 6467", "NL91 ABNA 0417 1643 00"),
+    *("ghp_aBaBaBaBaBaBaBaBaBaBaBaBaBaB", "sk-proj-abcdefghijklmnopqrstuvwx"),
+)
+
+
+class TestPrivacy:
+    """Wherever personal data stands in a line, no file of the artefact holds it: Parquet is read back, not grepped."""
+
+    def lines(self, secret):
+        user = {"role": "user", "content": f"ask {secret}"}
+        tool = {"type": "function", "function": {"name": "f", "description": f"calls {secret}"}}
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"to": secret})}}
+        turns = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": secret}]
+        parts = {"role": "user", "name": secret, "content": [{"type": "text", "text": secret}]}
+        answer = {"choices": [{"message": {"role": "assistant", "content": secret}}]}
+        request = {"model": "m", "user": secret, "messages": [user], "tools": [tool]}
+        yield {"workload_id": "w", "client_id": secret, "request": request, "response": answer}
+        yield {"messages": [user, *turns, parts], "reference": secret}
+        yield {"messages": [user, *turns], "reference": {"mail": secret}}
+        yield {"messages": [{"role": "system", "content": secret}, user, {"role": "assistant", "content": secret}]}
+        yield f'{{"messages": [{{"role": "user", "content": "{secret}'.encode()
+        yield f"{'x' * 195} {secret} {'x' * 195}".encode()
+        yield {"prompt": secret, secret: 1}
+        yield {"messages": [{"role": secret, "content": "x"}]}
+        yield chat("nothing personal")
+
+    @pytest.mark.parametrize("secret", SECRETS)
+    def test_it_is_in_no_file(self, run, tmp_path, secret):
+        found = run(*self.lines(secret), max_bad_fraction=0.9)
+        assert (len(found.prompts), len(found.quarantined)) == (5, 4)
+        for text in (*map(str, found.prompts), *map(str, found.quarantined)):
+            assert secret not in text
+        for path in (tmp_path / "home").rglob("*"):
+            assert path.is_dir() or secret.encode() not in path.read_bytes()
+
+    def test_it_is_in_no_message_about_too_many_bad_lines(self, run):
+        with pytest.raises(DataError) as caught:
+            run({"messages": [{"role": "ann@acme.io", "content": "x"}]})
+        assert "messages[0].role: 'person1@example.com' is not one of" in str(caught.value)
+
+    def test_the_quarantine_file_stays_private_in_an_export(self, tmp_path):
+        path = tmp_path / "in.jsonl"
+        path.write_text(json.dumps(chat("a")) + "\n{")
+        store = ArtifactStore(tmp_path / "home")
+        ref = curate(Curation(inputs=(str(path),), max_bad_fraction=0.5), "classification", store)
+        store.export(ref, tmp_path / "out")
+        assert stat.S_IMODE((tmp_path / "out" / QUARANTINE).stat().st_mode) == 0o600
+
+
 class TestFailures:
     @pytest.mark.parametrize("lines", [[], [b""], [b"", b"  ", b"\n"]])
     def test_an_empty_log_says_what_to_give(self, run, lines):

@@ -3,6 +3,7 @@
 Source: OpenAI API reference, "Create chat completion" and "Error codes".
 """
 
+import math
 from typing import Any
 
 from potstill.llm.messages import ChatRequest, Reply
@@ -53,16 +54,17 @@ class OpenAICompatible:
 
     def read_error(self, status: int, body: Any, retry_after: str | None) -> Failure:  # noqa: PLR0911 - one return a cause
         error = body.get("error") if isinstance(body, dict) else None
-        error = error if isinstance(error, dict) else {}
+        error = error if isinstance(error, dict) else {"message": error}
         said = str(error.get("message") or "").strip()[:200]
+        codes = {str(error.get("code")), str(error.get("type"))}
         message = f"HTTP {status}" + (f": {said}" if said else "")
         if 300 <= status < 400:
             return Failure("run", f"{message}: the address redirects, and redirects are never followed: check base_url")
         if status == 401:
             return Failure("authorisation", f"{message}: the key is not accepted")
-        if status in {402, 403} or error.get("code") in BILLING_CODES or error.get("type") in BILLING_CODES:
+        if status in {402, 403} or codes & BILLING_CODES:
             return Failure("authorisation", f"{message}: the account may not use this (permission, billing or quota)")
-        if status == 404:
+        if status in {404, 405}:
             return Failure("run", f"{message}: check the model's name and base_url")
         if status == 429:
             return Failure("rate_limit", message, retry_after_seconds=_read_seconds(retry_after))
@@ -78,7 +80,7 @@ def _read_usage(body: Any) -> Usage | None:
     details = usage.get("prompt_tokens_details") or {}
     reasoning = usage.get("completion_tokens_details") or {}
     try:
-        return Usage(
+        read = Usage(
             input=usage["prompt_tokens"],
             cached_input=details.get("cached_tokens") or 0,
             output=usage["completion_tokens"],
@@ -86,10 +88,12 @@ def _read_usage(body: Any) -> Usage | None:
         )
     except (KeyError, AttributeError, ValueError):
         return None
+    return read.model_copy(update={"cached_input": min(read.cached_input, read.input)})
 
 
 def _read_seconds(value: str | None) -> float | None:
     try:
-        return max(0.0, float(value)) if value is not None else None
+        seconds = float(value or "")
     except ValueError:
         return None
+    return seconds if 0 <= seconds < math.inf else None
