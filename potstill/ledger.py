@@ -7,6 +7,8 @@ SQLite in WAL mode with synchronous=NORMAL: a committed answer survives the deat
 the last moments.
 """
 
+import re
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 from sqlalchemy import Connection, create_engine, event, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from potstill.errors import UsageError
@@ -33,6 +35,9 @@ Purpose = Literal["teach"]
 Status = Literal["in_flight", "answered", "unusable", "refused", "failed", "unknown"]
 """unusable: a 200 that cannot be used, billed; refused: for what was asked; failed: for now; unknown: perhaps billed."""
 KEYS_A_QUERY = 500
+BUSY_SECONDS = 30
+READING = "potstill_reading"
+REMEDY = "Give an address such as sqlite:///ledger.db"
 
 
 class AttemptPlan(NamedTuple):
@@ -77,27 +82,26 @@ class Ledger:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        self.url = url or f"sqlite:///{potstill_home() / 'ledger.db'}"
+        parsed = _parse(url or f"sqlite:///{potstill_home() / 'ledger.db'}")
+        self.url = parsed.render_as_string(hide_password=True)
         try:
-            parsed = make_url(self.url)
             if parsed.database and parsed.get_backend_name() == "sqlite":
                 Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
             self._engine = create_engine(parsed)
             if parsed.get_backend_name() == "sqlite":
                 event.listen(self._engine, "connect", _set_up_sqlite)
-                event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+                event.listen(self._engine, "begin", _begin_sqlite)
             with self._engine.begin() as connection:
                 metadata.create_all(connection)
                 self.id = self._identify(connection)
-        except (ArgumentError, SQLAlchemyError, ImportError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"ledger {self.url}: {reason}. Give an address such as sqlite:///ledger.db") from None
+        except (SQLAlchemyError, ImportError, OSError) as error:
+            raise UsageError(f"ledger {self.url}: {str(error).partition(chr(10))[0]}. {REMEDY}") from None
 
     def find_answers(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The stored answers among these keys."""
         query = select(answers, attempts).join(attempts, attempts.c.id == answers.c.attempt_id)
         found: dict[str, Answer] = {}
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             for chunk in _chunks(keys):
                 for row in connection.execute(query.where(answers.c.answer_key.in_(chunk))).mappings():
                     found[row[answers.c.answer_key]] = _answer(row)
@@ -106,7 +110,7 @@ class Ledger:
     def count_answers(self, keys: Iterable[str]) -> int:
         """How many of these keys have an answer."""
         query = select(func.count()).select_from(answers)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             counts = (connection.scalar(query.where(answers.c.answer_key.in_(chunk))) for chunk in _chunks(keys))
             return sum(count or 0 for count in counts)
 
@@ -148,6 +152,8 @@ class Ledger:
         counted = plan.bound_usd if unknown else cost
         tokens = usage or Usage()
         with self._engine.begin() as connection:
+            # a clock that was set may have made this process look dead: then its bound is counted as spent already
+            before = connection.scalar(select(attempts.c.status).where(attempts.c.id == attempt_id).with_for_update())
             connection.execute(
                 update(attempts)
                 .where(attempts.c.id == attempt_id)
@@ -163,7 +169,10 @@ class Ledger:
                     seconds=seconds,
                 )
             )
-            self._release(connection, plan.run, plan.bound_usd, counted)
+            if before == "in_flight":
+                self._release(connection, plan.run, plan.bound_usd, counted)
+            else:
+                self._release(connection, plan.run, Decimal(0), counted - plan.bound_usd)
             if reply is not None:
                 stored = {
                     "answer_key": plan.answer_key,
@@ -176,9 +185,8 @@ class Ledger:
 
     def close_orphans(self) -> int:
         """Turn what dead processes left in flight into `unknown`, and return how many that were."""
-        in_flight = select(attempts.c.id, attempts.c.run, attempts.c.bound_usd, attempts.c.owner).where(
-            attempts.c.status == "in_flight"
-        )
+        columns = (attempts.c.id, attempts.c.run, attempts.c.bound_usd, attempts.c.owner)
+        in_flight = select(*columns).where(attempts.c.status == "in_flight").with_for_update()
         closed = 0
         with self._engine.begin() as connection:
             dead: dict[str, bool] = {}
@@ -195,7 +203,7 @@ class Ledger:
     def costs(self, keys: Iterable[str]) -> dict[str, KeyCost]:
         """What each of these keys has cost in all its attempts, whichever run made them."""
         found: dict[str, KeyCost] = {}
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             for chunk in _chunks(keys):
                 query = select(attempts).where(attempts.c.answer_key.in_(chunk)).order_by(attempts.c.id)
                 for row in connection.execute(query):
@@ -213,9 +221,12 @@ class Ledger:
 
     def committed_usd(self, run: str) -> Decimal:
         """What a run has spent and reserved: what its cap is compared with."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             row = connection.execute(select(runs).where(runs.c.run == run)).one_or_none()
         return Decimal(0) if row is None else row.spent_usd + row.reserved_usd
+
+    def _reading(self) -> Connection:
+        return self._engine.connect().execution_options(**{READING: True})
 
     def _identify(self, connection: Connection) -> str:
         connection.execute(self._insert_if_new(meta, {"name": "id", "value": uuid.uuid4().hex[:12]}))
@@ -239,6 +250,21 @@ class Ledger:
         return dialect.insert(table).values(row).on_conflict_do_nothing()
 
 
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        shown = re.sub(r"//[^/]*@", "//***@", url)
+        raise UsageError(f"ledger {shown}: {error}. {REMEDY}") from None
+    if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise UsageError(
+            f"ledger {parsed.render_as_string(hide_password=True)}: neither SQLite nor PostgreSQL. {REMEDY}"
+        )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise UsageError(f"ledger {url}: a ledger in memory would forget what was paid. {REMEDY}")
+    return parsed
+
+
 def _answer(row: Any) -> Answer:
     message = orjson.loads(row[answers.c.message])
     usage = Usage(
@@ -256,6 +282,7 @@ def _price(rates: Rates) -> dict[str, str]:
         "input_per_million": str(rates.input),
         "cached_input_per_million": str(rates.cached_input),
         "output_per_million": str(rates.output),
+        "request": str(rates.request),
         "source": rates.source,
     }
 
@@ -266,8 +293,28 @@ def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
+def _begin_sqlite(connection: Connection) -> None:
+    """A writer takes its turn at once, so that what it read still holds when it writes; a reader blocks nobody."""
+    is_reader = connection.get_execution_options().get(READING, False)
+    connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
+
+
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
-    connection.execute("PRAGMA busy_timeout = 30000")
-    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Where several processes open a new database at once, SQLite turns all but one away without the busy timeout."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return

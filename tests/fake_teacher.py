@@ -59,7 +59,12 @@ WITHOUT_USAGE = Fault("without usage", 200, _reply("well", None))
 MALFORMED = Fault("malformed", 200, b"{not json")
 RESET = Fault("reset")
 CUT = Fault("cut")
+CUT_BY_RESET = Fault("cut by reset")
 HANG = Fault("hang")
+TRICKLE = Fault("trickle")
+"""A byte every 20 ms, so that no single read is late."""
+GARBAGE = Fault("garbage")
+"""Not HTTP at all."""
 
 
 def redirect(url: str) -> Fault:
@@ -110,7 +115,7 @@ class FakeTeacher:
         self._count = 0
 
     def __enter__(self) -> Self:
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -150,17 +155,24 @@ class FakeTeacher:
         with self._lock:
             asked = Asked(self._count, path, headers, body, found.group() if found else "", time.monotonic())
             self._count += 1
-            fault = self._script.pop(0) if self._script else self.behaviour(asked) if self.behaviour else None
-            billed = (fault.usage or (0, 0)) if fault else _usage(asked)
-            asked = asked._replace(
-                fault=fault.name if fault else None, status=fault.status if fault else 200, billed=billed
-            )
-            self.requests.append(asked)
+            scripted = self._script.pop(0) if self._script else None
+        fault = scripted or (self.behaviour(asked) if self.behaviour else None)
+        billed = (fault.usage or (0, 0)) if fault else _usage(asked)
+        status = fault.status if fault else 200
+        with self._lock:
+            self.requests.append(asked._replace(fault=fault and fault.name, status=status, billed=billed))
         self._closing.wait(self.latency)
-        return asked, fault
+        return asked._replace(billed=billed), fault
 
     def hang(self) -> None:
         self._closing.wait()
+
+    def wait_for(self, count: int, seconds: float = 20.0) -> None:
+        """Until so many requests have come."""
+        deadline = time.monotonic() + seconds
+        while len(self.requests) < count:
+            assert time.monotonic() < deadline, f"{len(self.requests)} of {count} requests came"
+            time.sleep(0.005)
 
 
 def _usage(asked: Asked) -> tuple[int, int]:
@@ -172,52 +184,66 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 256
 
+    def __init__(self, teacher: FakeTeacher) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.teacher = teacher
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that is gone is no news."""
 
 
-def _handler(teacher: FakeTeacher) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
-        def do_POST(self) -> None:
-            content = self.rfile.read(int(self.headers.get("content-length", 0)))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            asked, fault = teacher.receive(self.path, headers, json.loads(content or b"{}"))
-            if fault is None:
-                self._send(200, _reply(teacher.answer(asked.mark), asked.billed))
-            elif fault == RESET:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self._hang_up()
-            elif fault == CUT:
-                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n" + b'{"choices": [')
-                self._hang_up()
-            elif fault == HANG:
-                teacher.hang()
-                self.close_connection = True
-            else:
-                self._send(fault.status or 500, fault.body, fault.headers)
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("content-length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked, fault = self.server.teacher.receive(self.path, headers, json.loads(content or b"{}"))
+        if fault is None:
+            self._send(200, self._answer(asked))
+        elif fault.status is not None:
+            self._send(fault.status, fault.body, fault.headers)
+        else:
+            self._fail(asked, fault)
 
-        def do_GET(self) -> None:
-            """A followed redirect may arrive as a GET: it is logged as a request like any other."""
-            teacher.receive(self.path, {name.lower(): value for name, value in self.headers.items()}, {})
-            self._send(200, b"{}")
+    def do_GET(self) -> None:
+        """A followed redirect may arrive as a GET: it is logged as a request like any other."""
+        self.server.teacher.receive(self.path, {name.lower(): value for name, value in self.headers.items()}, {})
+        self._send(200, b"{}")
 
-        def _send(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
-            lines = [f"HTTP/1.1 {status} scripted", "content-type: application/json", f"content-length: {len(body)}"]
-            lines += [f"{name}: {value}" for name, value in headers]
-            self.wfile.write("\r\n".join([*lines, "", ""]).encode() + body)
+    def _answer(self, asked: Asked) -> bytes:
+        return _reply(self.server.teacher.answer(asked.mark), asked.billed)
 
-        def _hang_up(self) -> None:
-            self.close_connection = True
-            self.rfile.close()
-            self.wfile.close()
-            self.connection.close()
+    def _send(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        lines = [f"HTTP/1.1 {status} scripted", "content-type: application/json", f"content-length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        self.wfile.write("\r\n".join([*lines, "", ""]).encode() + body)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
-            pass
+    def _fail(self, asked: Asked, fault: Fault) -> None:
+        """No whole response."""
+        if fault == HANG:
+            self.server.teacher.hang()
+        elif fault == TRICKLE:
+            body = self._answer(asked)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+        elif fault == GARBAGE:
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        elif fault in {CUT, CUT_BY_RESET}:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n" + b'{"choices": [')
+            time.sleep(0.05)  # what was sent must arrive before the connection ends
+        if fault in {RESET, CUT_BY_RESET}:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.rfile.close()
+        self.wfile.close()
+        self.connection.close()
 
-    return Handler
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+        pass
 
 
 def numbered_rows(count: int, first: int = 0) -> list[InputRow]:

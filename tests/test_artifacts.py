@@ -261,7 +261,7 @@ from potstill.artifacts import ArtifactStore, StageKey
 def produce(directory):
     with open(sys.argv[2], "a") as calls:
         calls.write(f"{os.getpid()}\\n")
-    time.sleep(0.5)
+    time.sleep(0.2)
     (directory / "rows.txt").write_text("rows")
     return 1
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.fingerprint import code_revision, file_sha256, fingerprint
@@ -43,6 +43,7 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(json_values, json_values)
 def test_content_counts(first, second):
     same = json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)

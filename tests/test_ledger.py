@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -199,10 +199,10 @@ def start(url: str) -> Callable[[str, str], subprocess.Popen[str]]:
     return run
 
 
-def test_three_processes_on_a_new_database_never_overshoot_the_cap(
+def test_four_processes_on_a_new_database_never_overshoot_the_cap(
     start: Callable[[str, str], subprocess.Popen[str]], url: str
 ) -> None:
-    processes = [start(SPEND, name) for name in "abc"]
+    processes = [start(SPEND, name) for name in "abcd"]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -245,7 +245,7 @@ def test_what_a_killed_process_left_in_flight_becomes_unknown_at_its_bound_and_o
             process.communicate()
 
 
-@pytest.mark.parametrize("url", ["nonsense", "sqlite:////proc/no/ledger.db", "nosuchdb://host/x"])
+@pytest.mark.parametrize("url", ["nonsense", "sqlite://", "sqlite:////proc/no/ledger.db", "nosuchdb://host/x"])
 def test_an_address_that_opens_nothing_is_a_usage_error_that_names_it(url: str) -> None:
     with pytest.raises(UsageError, match="Give an address such as") as caught:
         Ledger(url)
@@ -257,3 +257,48 @@ def test_a_ledger_of_another_schema_is_refused(ledger: Ledger, url: str) -> None
         connection.execute(text("UPDATE meta SET value = '99' WHERE name = 'schema_version'"))
     with pytest.raises(UsageError, match="schema version 99"):
         Ledger(url)
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:secret@host:port/x", "mysql://me:secret@host/x"])
+def test_the_password_of_an_address_is_in_no_message(url: str) -> None:
+    with pytest.raises(UsageError, match="Give an address such as") as caught:
+        Ledger(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a database, " * 100)
+    with pytest.raises(UsageError, match="not a database"):
+        Ledger(f"sqlite:///{tmp_path / 'notes.txt'}")
+
+
+def test_an_attempt_that_was_taken_for_an_orphans_is_settled_without_freeing_its_bound_twice(
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is set makes a living process look like a dead one's successor."""
+    of = plan("k")
+    attempt = begun(ledger, of)
+    begun(ledger, plan("other"))
+    monkeypatch.setattr("potstill.ledger.Owner.is_dead", lambda owner: True)
+    assert ledger.close_orphans() == 2
+    assert ledger.committed_usd("run") == Decimal("0.02")
+    settle(ledger, attempt, of, "answered", Usage(input=100))
+    assert ledger.committed_usd("run") == Decimal("0.01025")
+    assert ledger.find_answers(["k"])
+    assert [(key, status) for key, status, _ in rows(url)] == [("k", "answered"), ("other", "unknown")]
+    with create_engine(url).connect() as connection:
+        assert connection.execute(text("SELECT reserved_usd FROM runs")).scalar_one() == 0
+
+
+def test_a_reader_blocks_no_writer(ledger: Ledger, url: str) -> None:
+    """The keys are drawn while the reading transaction is open."""
+    begun(ledger, plan("k0"))
+    writer = Ledger(url)
+
+    def keys() -> Iterator[str]:
+        yield from (f"k{number}" for number in range(600))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(begun, writer, plan("late")).result(timeout=5)
+
+    assert list(ledger.costs(keys())) == ["k0"]
+    assert ledger.costs(["late"])["late"].attempts == 1

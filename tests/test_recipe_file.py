@@ -215,7 +215,7 @@ class TestFingerprint:
         assert load(GOOD, override).fingerprint != load().fingerprint
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(place=st.integers(0, len(GOOD)), length=st.integers(0, 20), junk=st.text(max_size=8))
 @example(place=6, length=6, junk="1: 2")
 def test_whatever_is_written_into_it_only_a_recipe_error_comes_out(tmp_path_factory, place, length, junk):

@@ -121,7 +121,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(messages=st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=3), min_size=1, max_size=3))
 def test_any_json_survives_in_messages(tmp_path_factory, messages):
     path = tmp_path_factory.getbasetemp() / "any.parquet"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,9 @@ def run(tmp_path):
 
 class TestLaunch:
     def test_the_child_gets_its_spec_and_says_how_it_ended(self, run):
-        assert run.go() == Status(answer=42)
+        ticks = []
+        assert run.go(on_tick=lambda: ticks.append(1)) == Status(answer=42)
+        assert len(ticks) > 1
         assert json.loads(run.status.read_text())["answer"] == 42
         assert json.loads(run.spec.read_text()) == {"code": ""}
         assert not process_started_at(int(run.started.read_text()))
@@ -97,11 +99,6 @@ class TestLaunch:
         run.go("print('first'); (spec_path.parent / 'checkpoint').write_text('1')")
         run.go("print('second', (spec_path.parent / 'checkpoint').read_text())")
         assert run.log.read_text().splitlines() == ["first", "second 1"]
-
-    def test_it_ticks_while_the_child_runs(self, run):
-        ticks = []
-        run.go("time.sleep(0.3)", on_tick=lambda: ticks.append(1))
-        assert len(ticks) > 1
 
     def test_a_fault_of_the_data_is_a_data_error_with_the_childs_reason(self, run):
         with pytest.raises(DataError, match=r"child\.py failed: no example in it: bring more \(log: .*child\.log\)"):
@@ -125,17 +122,19 @@ class TestLaunch:
         with pytest.raises(SubprocessError, match="said nothing"):
             run.go("os._exit(0)")
 
-    @pytest.mark.parametrize("exit_status", [0, 7])
-    def test_the_status_file_decides_whatever_a_launcher_exits_with(self, run, tmp_path, exit_status):
+    @pytest.mark.parametrize(
+        ("exit_status", "code", "ends"),
+        [(7, "", nullcontext()), (0, "raise DataError('bad rows')", pytest.raises(DataError, match="bad rows"))],
+    )
+    def test_the_status_file_decides_whatever_a_launcher_exits_with(self, run, tmp_path, exit_status, code, ends):
         launcher = tmp_path / "launcher.py"
         launcher.write_text(
             f"import subprocess, sys; subprocess.run([sys.executable, {str(run.child)!r}, *sys.argv[1:]])\n"
             f"sys.exit({exit_status})"
         )
         run.child = launcher
-        assert run.go().answer == 42
-        with pytest.raises(DataError, match="bad rows"):
-            run.go("raise DataError('bad rows')")
+        with ends:
+            assert run.go(code).answer == 42
 
     def test_a_thread_of_a_library_keeps_no_finished_child_alive(self, run):
         code = "import threading; threading.Thread(target=time.sleep, args=(60,)).start()"

@@ -85,7 +85,7 @@ class TestParentGone:
         parent.communicate()
 
     def test_so_does_it_when_the_parent_just_ends(self, pids):
-        parent = self.start_parent(python(WATCHING, pids("child")), ending="time.sleep(0.5); sys.exit(3)")
+        parent = self.start_parent(python(WATCHING, pids("child")), ending="time.sleep(0.2); sys.exit(3)")
         child = written_pid(pids("child"))
         eventually(lambda: is_gone(child))
         parent.communicate()

@@ -33,6 +33,7 @@ app = App(
     version=__version__,
     help="Distils the production prompts of a frontier teacher into a small student of your own. "
     "Every command takes --debug for a traceback.",
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 for _name, (_path, _help) in COMMANDS.items():
     app.command(f"potstill.cli.{_path}", name=_name, help=_help)

@@ -89,7 +89,7 @@ def teach(
         timeout_seconds=timeout,
         attest=attest,
     )
-    if budget_usd is not None and budget_usd < 0:
+    if budget_usd is not None and not (budget_usd.is_finite() and budget_usd >= 0):
         raise UsageError(f"--budget-usd {budget_usd}: a cap is 0 or more")
     from potstill.cli.teaching import Request, run_teach
 

@@ -11,7 +11,13 @@ from potstill.artifacts import open_store
 from potstill.cli.console import progress, say
 from potstill.cli.inputs import InputRows, read_rows
 from potstill.curation.curate import write_private
-from potstill.errors import BudgetReachedError, NotAuthorisedError, TransientTeacherError, UsageError
+from potstill.errors import (
+    BudgetReachedError,
+    NotAuthorisedError,
+    PermanentTeacherError,
+    TransientTeacherError,
+    UsageError,
+)
 from potstill.ledger import Ledger
 from potstill.llm.terms import check_terms
 from potstill.recipe import Task, Teacher
@@ -66,6 +72,12 @@ class _Teaching:
             raise
         except NotAuthorisedError:
             self._say("not_authorised")
+            raise
+        except TransientTeacherError:
+            self._say("incomplete")
+            raise
+        except PermanentTeacherError:
+            self._say("failed")
             raise
         if report.unanswered:
             self._say("incomplete")

@@ -14,6 +14,9 @@ from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure
 
+CONNECT_SECONDS = 10.0
+"""How long making a connection may take, where the whole request may take longer."""
+
 
 class Attempt(NamedTuple):
     """What came of one HTTP request."""
@@ -59,7 +62,7 @@ class ChatClient:
         self._http = httpx.AsyncClient(
             transport=self._transport or AiohttpTransport(limits=limits),
             headers={"content-type": "application/json", **self.provider.headers(self._key)},
-            timeout=httpx.Timeout(self._timeout_seconds, connect=min(10.0, self._timeout_seconds)),
+            timeout=httpx.Timeout(self._timeout_seconds, connect=min(CONNECT_SECONDS, self._timeout_seconds)),
             follow_redirects=False,
         )
         return self

@@ -12,7 +12,7 @@ MILLION = Decimal(1_000_000)
 
 
 class Rates(NamedTuple):
-    """Prices of a million tokens, and where they come from."""
+    """Prices of a million tokens and of a request, and where they come from."""
 
     input: Decimal
     cached_input: Decimal
@@ -21,6 +21,8 @@ class Rates(NamedTuple):
     """Kept with every attempt, so that a bill can be explained later."""
     tiered: Callable[[Usage], Decimal] | None = None
     """The exact cost where the price of a token depends on the length of the prompt; the rates are then the dearest."""
+    request: Decimal = Decimal(0)
+    """USD for one answered request, whatever its length."""
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for one answer."""
@@ -28,12 +30,12 @@ class Rates(NamedTuple):
             return self.tiered(usage)
         fresh = usage.input - usage.cached_input
         total = fresh * self.input + usage.cached_input * self.cached_input + usage.output * self.output
-        return total / MILLION
+        return total / MILLION + self.request
 
     def upper_bound(self, request_bytes: int, max_tokens: int) -> Decimal:
         """USD that one request cannot exceed: no tokenizer makes more tokens than there are UTF-8 bytes."""
         dearest = max(self.input, self.cached_input)
-        return (request_bytes * dearest + max_tokens * self.output) / MILLION
+        return (request_bytes * dearest + max_tokens * self.output) / MILLION + self.request
 
 
 def find_rates(provider: str, model: str, base_url: str, override: Price | None) -> Rates:
@@ -76,6 +78,7 @@ def _from_list(provider: str, model: str, base_url: str) -> Rates | None:
                 per_output,
                 f"genai-prices {found.provider.id}/{found.model.id}",
                 _tiered(price),
+                (_dearest(price, "requests_kcount") or Decimal(0)) / 1000,
             )
     return None
 

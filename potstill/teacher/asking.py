@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
@@ -92,12 +92,15 @@ class Asker:
         self._stopped_by: PotstillError | None = None
         self._stopping = asyncio.Event()
         self._asked: dict[str, _Asking] = {}
+        self._ended: dict[str, RefusedError | None] = {}
+        """What this session has got an answer or a refusal for."""
 
     async def answer(self, batch: Sequence[PlannedAnswer], on_step: Callable[[Step], None]) -> BatchReport:
         """Ask for what the ledger does not hold of a batch.
 
         Errors: `NotAuthorisedError`, `BudgetReachedError`, `PermanentTeacherError` and, where the endpoint cannot be
-        reached at all, `TransientTeacherError`. Each stops every batch; what was answered until then is kept.
+        reached at all, `TransientTeacherError`; `PotstillError` where the ledger cannot be written. Each stops every
+        batch; what was answered until then is kept.
         """
         known = self._ledger.costs(answer.key for answer in batch)
         have = self._ledger.find_answers(answer.key for answer in batch)
@@ -109,12 +112,22 @@ class Asker:
             steps.append(step)
             on_step(step)
 
-        results = await asyncio.gather(*(self._once(answer, count) for answer in missing), return_exceptions=True)
+        errors: list[RefusedError | UnansweredError] = []
+        waiting = iter(missing)
+
+        async def ask_one_by_one() -> None:
+            for answer in waiting:
+                try:
+                    await self._once(answer, count)
+                except (RefusedError, UnansweredError) as error:
+                    errors.append(error)
+
+        askers = (ask_one_by_one() for _ in range(min(self._plan.teacher.concurrency, len(missing))))
+        results = await asyncio.gather(*askers, return_exceptions=True)
         self._check_going_on()
-        errors = [result for result in results if isinstance(result, BaseException)]
-        unexpected = next((error for error in errors if not isinstance(error, (RefusedError, UnansweredError))), None)
-        if unexpected is not None:
-            raise unexpected
+        for unexpected in results:
+            if unexpected is not None:
+                raise unexpected
         return BatchReport(
             answers=len(batch),
             found=len(have),
@@ -127,7 +140,11 @@ class Asker:
         )
 
     async def _once(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
-        """Ask, unless another batch is asking for the same content right now."""
+        """Ask, unless another batch has asked for the same content meanwhile, or does so right now."""
+        if answer.key in self._ended:
+            if (refusal := self._ended[answer.key]) is not None:
+                raise refusal
+            return
         asking = self._asked.get(answer.key)
         if asking is None:
             asking = self._asked[answer.key] = _Asking(asyncio.create_task(self._ask(answer, on_step)))
@@ -202,21 +219,26 @@ class Asker:
             attempt = await self._client.ask(body)
         finally:
             try:
-                cost = self._settle(attempt_id, plan, attempt, time.monotonic() - started)
+                with self._stop_where_the_ledger_fails():
+                    cost = self._settle(attempt_id, plan, attempt, time.monotonic() - started)
             finally:
                 self._in_flight -= 1
                 self._settled.set()  # wakes all that wait; who waits next waits for the next
                 self._settled = asyncio.Event()
         assert attempt is not None
         self._has_replied = self._has_replied or attempt.http_status == 200
+        if isinstance(attempt.outcome, Reply):
+            self._ended[answer.key] = None
         on_step(Step(answer.key, isinstance(attempt.outcome, Reply), cost))
-        self._judge(attempt)
+        self._judge(answer.key, attempt)
 
     async def _reserve(self, plan: AttemptPlan) -> int:
         """The id of the attempt's row, once the cap admits it; while others are in flight, one of them may make room."""
         while True:
             self._check_going_on()
-            if (attempt_id := self._ledger.begin(plan, self._budget_usd)) is not None:
+            with self._stop_where_the_ledger_fails():
+                attempt_id = self._ledger.begin(plan, self._budget_usd)
+            if attempt_id is not None:
                 return attempt_id
             if self._in_flight == 0:
                 committed = self._ledger.committed_usd(plan.run)
@@ -245,7 +267,7 @@ class Asker:
             seconds=seconds,
         )
 
-    def _judge(self, attempt: Attempt) -> None:
+    def _judge(self, key: str, attempt: Attempt) -> None:
         """Raise what the outcome means for this request, for the run, or for the pace."""
         failure = attempt.outcome
         if isinstance(failure, Reply):
@@ -255,11 +277,25 @@ class Asker:
         elif failure.cause == "run":
             self._stop(PermanentTeacherError(f"{self._client.base_url}: {failure.message}"))
         elif failure.cause == "request":
-            raise RefusedError(failure.message)
+            refusal = self._ended[key] = RefusedError(failure.message)
+            raise refusal
         elif failure.cause == "rate_limit":
             self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
         self._check_going_on()
         raise UnansweredError(failure.message, failure.retry_after_seconds)
+
+    @contextmanager
+    def _stop_where_the_ledger_fails(self) -> Iterator[None]:
+        """Whoever cannot write down what is spent must not go on spending."""
+        try:
+            yield
+        except Exception as error:
+            said = str(error).partition("\n")[0]
+            failure = PotstillError(
+                f"ledger {self._ledger.url} cannot be written: {said}. Run the same again once it can"
+            )
+            self._stop(failure)
+            raise failure from error
 
     def _stop(self, error: PotstillError) -> None:
         self._stopped_by = self._stopped_by or error

@@ -67,10 +67,12 @@ def make_plan(rows: Sequence[InputRow], teacher: Teacher, task: Task | None) -> 
     """Plan the answers to these prompts. Errors: `UnknownPriceError` before anything is asked."""
     base_url = teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""
     rates = find_rates(teacher.provider, teacher.model, base_url, teacher.price)
-    prompts = {row.prompt.prompt_id: row.prompt for row in reversed(rows)}
+    prompts: dict[str, Prompt] = {}
+    for row in rows:
+        prompts.setdefault(row.prompt.prompt_id, row.prompt)
     answers = [
         PlannedAnswer(prompt, index, request, request.answer_key(index))
-        for prompt in reversed(prompts.values())
+        for prompt in prompts.values()
         for index in range(teacher.samples)
         for request in (_request(prompt, teacher, index),)
     ]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
+from typing import NamedTuple
 
 from potstill.artifacts import ArtifactRef, open_store
 from potstill.ledger import Ledger
@@ -14,6 +15,13 @@ from potstill.teacher.plan import TeachPlan, make_plan, prompt_set_rows
 from potstill.teacher.session import TeacherSession
 
 
+class _SessionKey(NamedTuple):
+    run: str
+    teacher: str
+    ledger: str
+    budget_usd: Decimal | None
+
+
 class _Shared:
     def __init__(self, session: TeacherSession) -> None:
         self.session = session
@@ -21,7 +29,7 @@ class _Shared:
 
 
 _lock = threading.Lock()
-_open: dict[str, _Shared] = {}
+_open: dict[_SessionKey, _Shared] = {}
 
 
 def plan_of(recipe: Recipe, prompts: ArtifactRef) -> TeachPlan:
@@ -39,11 +47,12 @@ def _plan(recipe_json: str, prompts_json: str) -> TeachPlan:
 
 @contextmanager
 def shared_session(plan: TeachPlan, ledger: Ledger, budget_usd: Decimal | None) -> Iterator[TeacherSession]:
-    """The running session of this plan; the first user opens it, the last one closes it."""
+    """The running session of this plan, ledger and cap; the first user opens it, the last one closes it."""
+    same = _SessionKey(plan.run, plan.teacher.model_dump_json(), ledger.id, budget_usd)
     with _lock:
-        shared = _open.get(plan.run)
+        shared = _open.get(same)
         if shared is None:
-            shared = _open[plan.run] = _Shared(TeacherSession(plan, ledger, budget_usd).__enter__())
+            shared = _open[same] = _Shared(TeacherSession(plan, ledger, budget_usd).__enter__())
         shared.users += 1
     try:
         yield shared.session
@@ -51,5 +60,5 @@ def shared_session(plan: TeachPlan, ledger: Ledger, budget_usd: Decimal | None) 
         with _lock:
             shared.users -= 1
             if shared.users == 0:
-                del _open[plan.run]
+                del _open[same]
                 shared.session.__exit__(None, None, None)

@@ -229,7 +229,7 @@ deep = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lines=st.lists(good | junk | deep, min_size=1, max_size=12), workload=st.sampled_from([None, "w"]))
 def test_lines_in_are_lines_kept_dropped_and_quarantined(tmp_path_factory, lines, workload):
     root = tmp_path_factory.mktemp("account")

@@ -181,7 +181,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()), max_size=5))
 def test_no_file_makes_it_raise(tmp_path_factory, lines):
     path = tmp_path_factory.getbasetemp() / "fuzzed.jsonl"

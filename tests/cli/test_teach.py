@@ -1,0 +1,281 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.cli import main
+from tests.fake_teacher import (
+    BAD_REQUEST,
+    NOT_FOUND,
+    PRICE,
+    SERVER_ERROR,
+    UNAUTHORISED,
+    Asked,
+    FakeTeacher,
+)
+
+ROOT = Path(__file__).parents[2]
+SUMMARY = ["prompts", "answered", "quarantined", "attempts", "cost_usd", "total_cost_usd", "unknown_usd", "status"]
+GIVEN_PRICE = f"{PRICE.input_per_million},{PRICE.output_per_million}"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("POTSTILL_KEY_HOSTS", raising=False)
+
+
+@pytest.fixture
+def teacher() -> Iterator[FakeTeacher]:
+    with FakeTeacher() as teacher:
+        yield teacher
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path / "prompts.jsonl", 6)
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    lines = (
+        {"id": f"row-{number}", "messages": [{"role": "user", "content": f"Which is #{number:04d}?"}]}
+        for number in range(count)
+    )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def arguments(prompts: Path, url: str, *more: object, price: str | None = GIVEN_PRICE) -> list[str]:
+    given = ["teach", prompts, "--provider", "openai_compatible", "--base-url", url, "--model", "fake-1"]
+    priced = [] if price is None else ["--price", price]
+    return list(map(str, [*given, "--out", prompts.parent / "out", "--json", "--yes", *priced, *more]))
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads(self.out.splitlines()[-1])
+
+
+def run(capsys: pytest.CaptureFixture[str], given: list[str]) -> Outcome:
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    printed = capsys.readouterr()
+    return Outcome(int(ended.value.code or 0), printed.out, printed.err)
+
+
+def test_the_summary_is_the_last_line_and_a_second_call_asks_nothing(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(capsys, arguments(prompts, teacher.url))
+    assert first.code == 0
+    assert list(first.summary) == SUMMARY
+    billed = float(teacher.billed_usd)
+    assert first.summary == dict(zip(SUMMARY, (6, 6, 0, 6, billed, billed, 0, "done"), strict=True))
+    written = [json.loads(line) for line in (prompts.parent / "out/completions.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["completion"]) for line in written] == [
+        (f"row-{n}", f"answer to #{n:04d}") for n in range(6)
+    ]
+    second = run(capsys, arguments(prompts, teacher.url, "--concurrency", 2))
+    assert second.summary == first.summary | {"attempts": 0, "cost_usd": 0}
+    assert len(teacher.requests) == 6
+
+
+def test_one_ledger_serves_another_home(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ["--ledger", f"sqlite:///{prompts.parent / 'shared.db'}"]
+    run(capsys, arguments(prompts, teacher.url, *ledger))
+    monkeypatch.setenv("POTSTILL_HOME", str(prompts.parent / "other-home"))
+    assert run(capsys, arguments(prompts, teacher.url, *ledger)).summary["attempts"] == 0
+
+
+def test_refused_and_wrong_answers_are_counted_as_quarantined(
+    prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeTeacher(
+        lambda asked: BAD_REQUEST if asked.mark == "#0002" else None,
+        answer=lambda mark: "maybe" if mark == "#0004" else "yes",
+    ) as teacher:
+        checks = ["--kind", "classification", "--labels", "yes,no"]
+        summary = run(capsys, arguments(prompts, teacher.url, *checks)).summary
+    assert (summary["answered"], summary["quarantined"], summary["attempts"]) == (4, 2, 6)
+
+
+def test_a_spent_budget_is_exit_5_keeps_its_answers_and_a_higher_one_goes_on(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(capsys, arguments(prompts, teacher.url, "--max-tokens", 50, "--budget-usd", "0.001"))
+    assert (first.code, first.summary["status"]) == (5, "budget_reached")
+    assert "raise the cap" in first.err
+    assert 0 < first.summary["answered"] < 6
+    assert first.summary["total_cost_usd"] <= 0.001
+    assert not (prompts.parent / "out").exists()
+    second = run(capsys, arguments(prompts, teacher.url, "--max-tokens", 50, "--budget-usd", "1"))
+    assert (second.code, second.summary["answered"]) == (0, 6)
+    assert second.summary["attempts"] == 6 - first.summary["attempts"]
+    assert second.summary["total_cost_usd"] == float(teacher.billed_usd)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--budget-usd", "-1"], 2, "--budget-usd -1"),
+        (["--price", "2.5"], 2, "write IN,OUT"),
+        (["--concurrency", "0"], 2, "--concurrency 0"),
+        (["--kind", "classification"], 2, "at least two labels"),
+        (["--ledger", "nonsense"], 2, "ledger nonsense"),
+        (["--api-key-env", "NO_SUCH_KEY"], 6, "NO_SUCH_KEY is not set"),
+        (["--api-key-env", "OPENAI_API_KEY"], 6, "does not go to 127.0.0.1"),
+        (["--base-url", "https://llm.example/v1"], 6, "--attest"),
+        (["--base-url", "https://llm.example/v1", "--attest", "may", "--api-key-env", "K"], 6, "K does not go to"),
+    ],
+)
+def test_wrong_use_is_said_in_a_line_or_two_and_nothing_is_asked(
+    teacher: FakeTeacher,
+    prompts: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    replaced = more[0] if more[0] in {"--price", "--base-url"} else None
+    given = arguments(prompts, teacher.url, price=None if replaced == "--price" else GIVEN_PRICE)
+    if replaced == "--base-url":
+        place = given.index("--base-url")
+        del given[place : place + 2]
+    ended = run(capsys, [*given, *more])
+    assert ended.code == code
+    assert says in ended.err
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") <= 2
+    assert "sk-secret" not in ended.err + ended.out
+    assert teacher.requests == []
+
+
+@pytest.mark.parametrize("cap", ["nan", "inf"])
+def test_a_cap_that_caps_nothing_is_refused(prompts: Path, cap: str) -> None:
+    """In a process of its own: where pydantic is loaded already, cyclopts checks the flag itself."""
+    given = arguments(prompts, "http://127.0.0.1:9/v1", "--budget-usd", cap)
+    command = [sys.executable, "-m", "potstill.cli", *given]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "a cap is 0 or more" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_unknown_price_refuses_to_start(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = run(capsys, arguments(prompts, teacher.url, price=None))
+    assert ended.code == 2
+    assert "no price known for model 'fake-1'" in ended.err
+    assert teacher.requests == []
+
+
+def test_a_missing_file_is_named(teacher: FakeTeacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = run(capsys, arguments(tmp_path / "nowhere.jsonl", teacher.url))
+    assert ended.code == 2
+    assert "nowhere.jsonl" in ended.err
+
+
+def test_a_key_that_is_not_accepted_is_exit_6_after_one_request(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher.behaviour = lambda asked: UNAUTHORISED
+    ended = run(capsys, arguments(prompts, teacher.url))
+    assert (ended.code, ended.summary["status"], len(teacher.requests)) == (6, "not_authorised", 1)
+
+
+def test_a_server_that_is_down_is_exit_1_and_says_what_to_do(
+    prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.llm.retrying.RetryPolicy.__new__.__defaults__", (2, 0.001, 0.01))
+    with FakeTeacher() as teacher:
+        url = teacher.url
+    ended = run(capsys, arguments(prompts, url))
+    assert (ended.code, ended.summary["status"], ended.summary["answered"]) == (1, "incomplete", 0)
+    assert f"no answer from {url}" in ended.err
+    assert "Run the same again" in ended.err
+
+
+def test_a_prompt_that_stays_unanswered_is_exit_1_and_incomplete(
+    prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.llm.retrying.RetryPolicy.__new__.__defaults__", (2, 0.001, 0.01))
+    with FakeTeacher(lambda asked: SERVER_ERROR if asked.mark == "#0003" else None) as teacher:
+        ended = run(capsys, arguments(prompts, teacher.url))
+    assert (ended.code, ended.summary["status"], ended.summary["answered"]) == (1, "incomplete", 5)
+    assert "1 prompts have no answer yet" in ended.err
+
+
+def test_an_address_that_is_wrong_is_exit_1_and_failed(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher.behaviour = lambda asked: NOT_FOUND
+    ended = run(capsys, arguments(prompts, teacher.url))
+    assert (ended.code, ended.summary["status"], len(teacher.requests)) == (1, "failed", 1)
+    assert "check the model's name and base_url" in ended.err
+
+
+def test_a_prompt_set_is_taught_like_the_file_that_it_was_made_of(
+    teacher: FakeTeacher, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, arguments(prompts, teacher.url)).code == 0
+    curated = ["curate", str(prompts), "--out", str(tmp_path / "set"), "--kind", "extraction", "--test-fraction", "0.3"]
+    assert run(capsys, curated).code == 0
+    taught = arguments(tmp_path / "set", teacher.url)
+    taught[taught.index("--out") + 1] = str(tmp_path / "of-set")
+    ended = run(capsys, taught)
+    assert (ended.code, ended.summary["answered"], ended.summary["attempts"]) == (0, 6, 0), "all of it was paid for"
+    files = [(tmp_path / name / "completions.jsonl").read_text().splitlines() for name in ("out", "of-set")]
+    assert sorted(files[0]) == sorted(files[1])
+
+
+@pytest.mark.flow
+def test_after_kill_9_at_half_only_what_was_in_flight_is_asked_again(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 60)
+    with FakeTeacher(latency=0.2) as teacher:
+        command = [sys.executable, "-m", "potstill.cli", *arguments(prompts, teacher.url, "--concurrency", 4)]
+        first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 25
+        while len(teacher.requests) < 30 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        time.sleep(0.5)
+        before: list[Asked] = list(teacher.requests)
+        assert 30 <= len(before) <= 36
+        teacher.latency = 0.0
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=True)
+        after = teacher.requests[len(before) :]
+    again = {asked.mark for asked in before} & {asked.mark for asked in after}
+    assert 0 < len(again) <= 4, "only those in flight"
+    summary = json.loads(second.stdout.splitlines()[-1])
+    assert (summary["answered"], summary["attempts"], summary["status"]) == (60, len(after), "done")
+    assert len(before) + len(after) == 60 + len(again)
+    assert summary["cost_usd"] < summary["total_cost_usd"]
+    told_usd = teacher.billed_usd - usd([asked for asked in before if asked.mark in again])
+    assert summary["total_cost_usd"] == pytest.approx(float(told_usd), abs=1e-12)
+    assert summary["unknown_usd"] > 0
+
+
+def usd(requests: list[Asked]) -> Any:
+    """What these requests cost at the teacher's price."""
+    tokens = [sum(asked.billed[kind] for asked in requests) for kind in range(2)]
+    return (tokens[0] * PRICE.input_per_million + tokens[1] * PRICE.output_per_million) / 1_000_000

@@ -1,0 +1,222 @@
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from potstill.errors import NotAuthorisedError
+from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.messages import ChatRequest, Reply
+from potstill.llm.providers import PROVIDERS
+from potstill.llm.providers.base import Failure
+from potstill.records import Usage
+from tests.fake_teacher import (
+    BAD_REQUEST,
+    CUT,
+    EMPTY,
+    FORBIDDEN,
+    HANG,
+    MALFORMED,
+    NOT_FOUND,
+    QUOTA,
+    RATE_LIMITED,
+    RESET,
+    SERVER_ERROR,
+    UNAUTHORISED,
+    WITHOUT_USAGE,
+    FakeTeacher,
+    Fault,
+    error,
+    redirect,
+)
+
+REQUEST = ChatRequest(model="m", messages=[{"role": "user", "content": "Which is #0007?"}], max_tokens=9)
+
+
+@pytest.fixture
+def teacher() -> Iterator[FakeTeacher]:
+    with FakeTeacher() as teacher:
+        yield teacher
+
+
+@pytest.fixture
+async def client(teacher: FakeTeacher) -> AsyncIterator[ChatClient]:
+    async with ChatClient("openai_compatible", teacher.url, timeout_seconds=5) as client:
+        yield client
+
+
+async def ask(client: ChatClient) -> Attempt:
+    return await client.ask(client.encode(REQUEST))
+
+
+async def test_an_answer_comes_with_its_text_and_its_bill(teacher: FakeTeacher, client: ChatClient) -> None:
+    attempt = await ask(client)
+    tokens = Usage(input=teacher.billed[0], output=teacher.billed[1])
+    message = {"role": "assistant", "content": "answer to #0007"}
+    assert attempt == Attempt(Reply(message, "answer to #0007", "stop", tokens), 200, may_be_billed=False)
+    assert teacher.requests[0].path == "/v1/chat/completions"
+    assert teacher.requests[0].body == {"model": "m", "messages": REQUEST.messages, "max_tokens": 9}
+    assert "authorization" not in teacher.requests[0].headers
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "status", "may_be_billed"),
+    [
+        (RATE_LIMITED, "rate_limit", 429, False),
+        (SERVER_ERROR, "transient", 500, False),
+        (error(503), "transient", 503, False),
+        (error(408), "transient", 408, False),
+        (EMPTY, "transient", 200, False),
+        (MALFORMED, "transient", 200, True),
+        (WITHOUT_USAGE, "transient", 200, True),
+        (RESET, "transient", None, True),
+        (CUT, "transient", None, True),
+        (BAD_REQUEST, "request", 400, False),
+        (error(422), "request", 422, False),
+        (UNAUTHORISED, "authorisation", 401, False),
+        (error(402), "authorisation", 402, False),
+        (FORBIDDEN, "authorisation", 403, False),
+        (QUOTA, "authorisation", 429, False),
+        (NOT_FOUND, "run", 404, False),
+        (redirect("http://127.0.0.1:9/"), "run", 307, False),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else "",
+)
+async def test_each_fault_has_its_cause_and_says_whether_it_may_be_billed(
+    teacher: FakeTeacher, client: ChatClient, fault: Fault, cause: str, status: int | None, may_be_billed: bool
+) -> None:
+    teacher.fail_next(fault)
+    attempt = await ask(client)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.http_status, attempt.may_be_billed) == (cause, status, may_be_billed)
+    assert len(teacher.requests) == 1, "the client asks once; retrying is the caller's"
+
+
+async def test_an_unusable_reply_still_tells_its_bill(teacher: FakeTeacher, client: ChatClient) -> None:
+    teacher.fail_next(EMPTY)
+    assert (await ask(client)).outcome.usage == Usage(input=7, output=3)
+
+
+async def test_a_hanging_server_is_left_at_the_timeout(teacher: FakeTeacher) -> None:
+    teacher.fail_next(HANG)
+    async with ChatClient("openai_compatible", teacher.url, timeout_seconds=0.3) as client:
+        attempt = await ask(client)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.outcome.message) == ("transient", "no answer within 0.3 s")
+    assert attempt.may_be_billed
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("2.5", 2.5), ("0", 0.0), ("-3", None), ("inf", None), ("nan", None), ("soon", None), (None, None)],
+)
+async def test_the_wait_that_the_server_asks_for(
+    teacher: FakeTeacher, client: ChatClient, header: str | None, seconds: float | None
+) -> None:
+    teacher.fail_next(error(429, retry_after=header))
+    outcome = (await ask(client)).outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.retry_after_seconds == seconds
+
+
+async def test_a_server_that_is_not_there_was_never_asked(teacher: FakeTeacher) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    async with ChatClient("openai_compatible", url) as client:
+        attempt = await ask(client)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.may_be_billed) == ("transient", False)
+    assert "no connection" in attempt.outcome.message
+
+
+async def test_a_host_that_does_not_exist_fails_every_request() -> None:
+    async with ChatClient("openai_compatible", "http://nobody.invalid/v1") as client:
+        attempt = await ask(client)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.may_be_billed) == ("run", False)
+    assert "nobody.invalid" in attempt.outcome.message
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_never_followed_and_the_key_reaches_no_other_host(
+    teacher: FakeTeacher, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret-1")
+    with FakeTeacher() as other:
+        teacher.behaviour = lambda asked: redirect(f"{other.url}/chat/completions")._replace(status=status)
+        async with ChatClient("openai_compatible", teacher.url, api_key_env="MY_KEY") as client:
+            outcome = (await ask(client)).outcome
+        assert other.requests == []
+    assert isinstance(outcome, Failure)
+    assert outcome.cause == "run"
+    assert "never followed" in outcome.message
+    assert [asked.headers["authorization"] for asked in teacher.requests] == ["Bearer secret-1"]
+
+
+def test_the_key_of_a_provider_goes_to_no_server_on_this_machine(
+    teacher: FakeTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-2")
+    with pytest.raises(NotAuthorisedError, match=r"belongs to api\.openai\.com"):
+        ChatClient("openai_compatible", teacher.url, api_key_env="OPENAI_API_KEY")
+
+
+async def test_the_openai_provider_at_another_address_sends_no_key_of_its_own(
+    teacher: FakeTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-3")
+    async with ChatClient("openai", teacher.url) as client:
+        await ask(client)
+    assert "authorization" not in teacher.requests[0].headers
+    assert teacher.requests[0].body["max_completion_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        {},
+        {"choices": []},
+        {"choices": [None]},
+        {"choices": [{}]},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": {"role": "user", "content": "x"}}]},
+        {"choices": [{"message": {"content": 7}}]},
+        {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}},
+        {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": {"content": "x"}}], "usage": []},
+    ],
+)
+def test_a_body_of_any_shape_is_a_failure_and_never_a_crash(body: Any) -> None:
+    outcome = PROVIDERS["openai_compatible"].read_reply(body)
+    assert isinstance(outcome, Failure)
+    assert (outcome.cause, outcome.usage) == ("transient", None)
+
+
+def test_cached_and_reasoning_tokens_are_read() -> None:
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 5},
+    }
+    reply = PROVIDERS["openai"].read_reply({"choices": [{"message": {"content": "x"}}], "usage": usage})
+    assert reply.usage == Usage(input=10, cached_input=4, output=8, reasoning=5)
+
+
+def test_an_answer_cut_before_its_first_word_is_kept_because_it_would_be_cut_again() -> None:
+    body = {
+        "choices": [{"message": {"content": ""}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 9},
+    }
+    assert isinstance(PROVIDERS["openai"].read_reply(body), Reply)
+
+
+def test_the_answer_key_hangs_on_what_is_asked_and_on_the_sample() -> None:
+    same = ChatRequest(model="m", messages=[{"role": "user", "content": "Which is #0007?"}], max_tokens=9)
+    assert same.answer_key(0) == REQUEST.answer_key(0)
+    others = [REQUEST.model_copy(update=change) for change in ({"model": "n"}, {"max_tokens": 8}, {"seed": 1})]
+    keys = {REQUEST.answer_key(0), REQUEST.answer_key(1), *(other.answer_key(0) for other in others)}
+    assert len(keys) == 5

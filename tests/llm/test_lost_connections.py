@@ -1,0 +1,95 @@
+"""What may have been billed, and what certainly was not, when no whole answer comes."""
+
+import gzip
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.messages import ChatRequest
+from potstill.llm.providers.base import Failure
+from tests.fake_teacher import CUT_BY_RESET, GARBAGE, TRICKLE, FakeTeacher, Fault
+
+REQUEST = ChatRequest(model="m", messages=[{"role": "user", "content": "Which is #0007?"}], max_tokens=9)
+HALF_A_GZIP = gzip.compress(b'{"choices": []}')[:12]
+
+
+@pytest.fixture
+def teacher() -> Iterator[FakeTeacher]:
+    with FakeTeacher() as teacher:
+        yield teacher
+
+
+async def ask(url: str, timeout_seconds: float = 5.0) -> Attempt:
+    async with ChatClient("openai_compatible", url, timeout_seconds=timeout_seconds) as client:
+        return await client.ask(client.encode(REQUEST))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [CUT_BY_RESET, GARBAGE, Fault("broken gzip", 200, HALF_A_GZIP, (("content-encoding", "gzip"),))],
+    ids=lambda fault: fault.name,
+)
+async def test_an_answer_that_was_lost_on_its_way_may_be_billed(teacher: FakeTeacher, fault: Fault) -> None:
+    teacher.fail_next(fault)
+    attempt = await ask(teacher.url)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.may_be_billed) == ("transient", True)
+    assert "within" not in attempt.outcome.message, "nothing was late"
+
+
+async def test_an_answer_that_trickles_in_is_given_up_at_the_timeout_of_the_whole_request(teacher: FakeTeacher) -> None:
+    teacher.fail_next(TRICKLE)
+    started = time.monotonic()
+    attempt = await ask(teacher.url, timeout_seconds=0.4)
+    assert time.monotonic() - started < 1.5
+    assert isinstance(attempt.outcome, Failure)
+    assert attempt.outcome.message == "no answer within 0.4 s"
+    assert attempt.may_be_billed
+
+
+async def test_a_server_that_speaks_no_tls_was_never_asked(teacher: FakeTeacher) -> None:
+    attempt = await ask(teacher.url.replace("http://", "https://"))
+    assert isinstance(attempt.outcome, Failure)
+    assert "no connection" in attempt.outcome.message
+    assert not attempt.may_be_billed
+    assert teacher.requests == []
+
+
+@contextmanager
+def full_house() -> Iterator[str]:
+    """A server whose queue is full: connections to it are neither taken nor refused."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for guest in waiting:
+            guest.setblocking(False)
+            guest.connect_ex(server.getsockname())
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        finally:
+            for guest in waiting:
+                guest.close()
+
+
+async def test_a_connection_that_is_never_made_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.llm.client.CONNECT_SECONDS", 0.2)
+    with full_house() as url:
+        attempt = await ask(url)
+    assert isinstance(attempt.outcome, Failure)
+    assert "no connection" in attempt.outcome.message
+    assert not attempt.may_be_billed
+
+
+@pytest.mark.parametrize("status", [201, 202, 204])
+async def test_another_kind_of_success_without_an_answer_is_no_refusal_of_the_prompt(
+    teacher: FakeTeacher, status: int
+) -> None:
+    teacher.fail_next(Fault("accepted", status, b""))
+    attempt = await ask(teacher.url)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.may_be_billed) == ("transient", True)

@@ -1,0 +1,84 @@
+from decimal import Decimal
+
+import pytest
+from genai_prices.data_snapshot import get_snapshot
+
+from potstill.errors import UnknownPriceError
+from potstill.llm.pricing import Rates, find_rates
+from potstill.recipe import Price
+from potstill.records import Usage
+
+OPENAI = "https://api.openai.com/v1"
+GIVEN = Price(input_per_million=Decimal("0.1"), output_per_million=Decimal("0.3"))
+
+
+def test_cost_is_exact_and_cached_tokens_are_not_charged_twice() -> None:
+    rates = Rates(Decimal("2.5"), Decimal("1.25"), Decimal(10), "given")
+    assert rates.cost(Usage(input=100, cached_input=40, output=7)) == Decimal("0.00027")
+    assert find_rates("openai", "x", OPENAI, GIVEN).cost(Usage(input=1, output=1)) == Decimal("0.0000004")
+
+
+def test_a_given_price_wins_over_the_list() -> None:
+    rates = find_rates("openai", "gpt-4o", OPENAI, GIVEN)
+    assert (rates.input, rates.cached_input, rates.output, rates.source) == (
+        Decimal("0.1"),
+        Decimal("0.1"),
+        Decimal("0.3"),
+        "given",
+    )
+
+
+def test_a_price_of_zero_is_a_price() -> None:
+    free = Price(input_per_million=Decimal(0), output_per_million=Decimal(0))
+    assert find_rates("openai_compatible", "x", "http://127.0.0.1/v1", free).cost(Usage(input=9, output=9)) == 0
+
+
+def test_the_list_knows_a_model_and_names_its_source() -> None:
+    rates = find_rates("openai", "gpt-4o", OPENAI, None)
+    assert rates.source == "genai-prices openai/gpt-4o"
+    assert 0 < rates.cached_input < rates.input < rates.output
+    bill = rates.cost(Usage(input=1_000_000))
+    assert isinstance(bill, Decimal)
+    assert bill == rates.input
+
+
+def test_an_unknown_price_names_similar_models_and_the_remedy() -> None:
+    with pytest.raises(UnknownPriceError, match=r"'gpt-4o-minni' \(known: .*gpt-4o-mini.*give --price IN,OUT"):
+        find_rates("openai", "gpt-4o-minni", OPENAI, None)
+
+
+def test_a_model_like_no_other_is_an_error_and_never_free() -> None:
+    with pytest.raises(UnknownPriceError, match="no price known for model 'qqqqqq'"):
+        find_rates("openai_compatible", "qqqqqq", "http://127.0.0.1:1/v1", None)
+
+
+def test_where_the_price_hangs_on_the_length_the_bound_takes_the_dearest_and_the_cost_the_right_one() -> None:
+    rates = find_rates("openai_compatible", "gemini-2.5-pro", "https://generativelanguage.googleapis.com", None)
+    assert rates.tiered is not None
+    short, long = rates.cost(Usage(input=1000)) / 1000, rates.cost(Usage(input=900_000)) / 900_000
+    assert short < long <= rates.input / 1_000_000
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "gpt-4o-mini", "gemini-2.5-pro"])
+def test_no_answer_costs_more_than_its_upper_bound(model: str) -> None:
+    rates = find_rates("openai", model, OPENAI, None)
+    for size, cached, output in [(10, 0, 1), (1000, 1000, 64), (500_000, 0, 4096)]:
+        usage = Usage(input=size, cached_input=cached, output=output)
+        assert rates.cost(usage) <= rates.upper_bound(size, output)
+
+
+def test_a_price_of_a_request_is_part_of_the_cost_and_of_the_bound() -> None:
+    rates = find_rates("openai_compatible", "sonar", "https://api.perplexity.ai", None)
+    assert rates.request > 0
+    bill = rates.cost(Usage(input=10, output=1))
+    assert rates.request < bill <= rates.upper_bound(10, 1)
+
+
+def test_the_bound_holds_for_every_chat_model_of_openai() -> None:
+    models = next(provider.models for provider in get_snapshot().providers if provider.id == "openai")
+    chat = [known.id for known in models if known.id.startswith(("gpt-4", "gpt-5", "o3", "o4"))]
+    assert len(chat) > 20
+    for model in chat:
+        rates = find_rates("openai", model, OPENAI, None)
+        for usage in (Usage(input=300_000, cached_input=300_000, output=5000), Usage(input=3, output=1)):
+            assert 0 <= rates.cost(usage) <= rates.upper_bound(usage.input, usage.output), model

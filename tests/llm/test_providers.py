@@ -1,0 +1,133 @@
+from typing import Any
+
+import pytest
+
+from potstill.llm.messages import ChatRequest, Reply
+from potstill.llm.providers import PROVIDERS
+from potstill.llm.providers.base import Failure
+from potstill.records import Usage
+
+REQUEST = ChatRequest(model="m", messages=[{"role": "user", "content": "Hello"}], max_tokens=9)
+COMPATIBLE, OPENAI = PROVIDERS["openai_compatible"], PROVIDERS["openai"]
+
+
+def reply(usage: Any = None, **message: Any) -> Any:
+    counted = {"prompt_tokens": 10, "completion_tokens": 2} if usage is None else usage
+    choice = {"message": {"role": "assistant", **message}, "finish_reason": "stop"}
+    return {"choices": [choice], "usage": counted}
+
+
+def test_a_request_holds_only_what_was_asked_for() -> None:
+    bare = {"model": "m", "messages": REQUEST.messages}
+    assert COMPATIBLE.body(REQUEST) == {**bare, "max_tokens": 9}
+    assert OPENAI.body(REQUEST) == {**bare, "max_completion_tokens": 9}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    full = REQUEST.model_copy(update={"temperature": 0.0, "seed": 0, "tools": tools})
+    assert COMPATIBLE.body(full) == {**bare, "max_tokens": 9, "temperature": 0.0, "seed": 0, "tools": tools}
+
+
+def test_a_key_travels_as_a_bearer_token_and_no_key_as_nothing() -> None:
+    assert COMPATIBLE.headers("k") == {"authorization": "Bearer k"}
+    assert COMPATIBLE.headers(None) == {}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"content": None, "refusal": "I cannot."},
+        {"content": "yes", "annotations": []},
+    ],
+    ids=["tool call", "refusal", "text"],
+)
+def test_whatever_says_something_is_an_answer_and_its_message_is_kept_whole(message: dict[str, Any]) -> None:
+    found = COMPATIBLE.read_reply(reply(**message))
+    assert isinstance(found, Reply)
+    assert found.message == {"role": "assistant", **message}
+    assert found.text == (message["content"] or "")
+
+
+@pytest.mark.parametrize("content", ["", " \n", None])
+def test_an_answer_that_says_nothing_is_asked_again_and_its_bill_is_kept(content: str | None) -> None:
+    found = COMPATIBLE.read_reply(reply(content=content))
+    assert isinstance(found, Failure)
+    assert (found.cause, found.usage) == ("transient", Usage(input=10, output=2))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -1, "completion_tokens": 2},
+        {"prompt_tokens": 1, "completion_tokens": 10**30},
+        {"prompt_tokens": 1, "completion_tokens": 2.5},
+        {"prompt_tokens": None, "completion_tokens": 2},
+        {"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": [3]},
+        {"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": "all"}},
+    ],
+)
+def test_a_bill_that_cannot_be_true_is_no_bill(usage: dict[str, Any]) -> None:
+    found = COMPATIBLE.read_reply(reply(usage, content="yes"))
+    assert isinstance(found, Failure)
+    assert (found.cause, found.usage) == ("transient", None)
+
+
+def test_no_more_tokens_are_cached_than_there_are() -> None:
+    usage = {"prompt_tokens": 4, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 9}}
+    found = COMPATIBLE.read_reply(reply(usage, content="yes"))
+    assert found.usage == Usage(input=4, cached_input=4, output=2)
+
+
+@pytest.mark.parametrize("details", [None, {}, {"cached_tokens": None}])
+def test_a_bill_without_details_is_a_bill(details: Any) -> None:
+    usage = {"prompt_tokens": 4, "completion_tokens": 2, "prompt_tokens_details": details}
+    assert COMPATIBLE.read_reply(reply(usage, content="yes")).usage == Usage(input=4, output=2)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        "busy",
+        {},
+        {"error": None},
+        {"error": "overloaded"},
+        {"error": []},
+        {"error": {"message": None, "code": None}},
+        {"error": {"message": {"a": 1}, "code": ["x"], "type": {"y": 1}}},
+        {"error": {"message": 7, "code": 7}},
+    ],
+    ids=str,
+)
+def test_an_error_of_any_shape_has_the_cause_of_its_status(status: int, body: Any) -> None:
+    causes = {
+        400: "request",
+        401: "authorisation",
+        403: "authorisation",
+        404: "run",
+        429: "rate_limit",
+        500: "transient",
+    }
+    found = COMPATIBLE.read_error(status, body, None)
+    assert found.cause == causes[status]
+    assert f"HTTP {status}" in found.message
+
+
+def test_what_the_server_said_is_passed_on_in_short() -> None:
+    assert "overloaded" in COMPATIBLE.read_error(500, {"error": "overloaded"}, None).message
+    assert "too long" in COMPATIBLE.read_error(400, {"error": {"message": " too long "}}, None).message
+    assert len(COMPATIBLE.read_error(400, {"error": {"message": "x" * 5000}}, None).message) < 250
+
+
+@pytest.mark.parametrize("field", ["code", "type"])
+@pytest.mark.parametrize("said", ["insufficient_quota", "billing_hard_limit_reached", "billing_not_active"])
+def test_an_empty_account_is_no_rate_limit(field: str, said: str) -> None:
+    assert COMPATIBLE.read_error(429, {"error": {field: said}}, "1").cause == "authorisation"
+
+
+def test_a_path_that_takes_no_requests_is_an_address_that_is_wrong_and_no_refusal_of_a_prompt() -> None:
+    assert COMPATIBLE.read_error(405, None, None).cause == "run"

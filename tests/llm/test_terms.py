@@ -1,0 +1,28 @@
+from typing import Any
+
+import pytest
+
+from potstill.errors import NotAuthorisedError
+from potstill.llm.terms import check_terms, terms_of
+from tests.fake_teacher import make_teacher
+
+
+def test_a_server_on_this_machine_is_the_users_own() -> None:
+    teacher = make_teacher("http://127.0.0.1:8000/v1")
+    assert terms_of(teacher).kind == "allowed"
+    check_terms(teacher)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"provider": "openai", "base_url": None}, r"restricted \(see https://openai\.com"),
+        ({"base_url": "https://api.anthropic.com/v1"}, r"restricted \(see https://www\.anthropic\.com"),
+        ({"base_url": "https://llm.example/v1"}, "are unknown: state why you may"),
+    ],
+)
+def test_terms_that_restrict_or_that_nobody_knows_need_an_attestation(fields: dict[str, Any], says: str) -> None:
+    for attest in (None, "", "  "):
+        with pytest.raises(NotAuthorisedError, match=says):
+            check_terms(make_teacher("", **fields, attest=attest))
+    check_terms(make_teacher("", **fields, attest="our contract of May allows it"))

@@ -1,0 +1,51 @@
+from typing import Any
+
+import pytest
+
+from potstill.llm.messages import Reply
+from potstill.recipe import Task
+from potstill.records import Usage
+from potstill.teacher.quality import quarantine_reason
+
+CLASSIFY = Task(kind="classification", labels=("spam", "ham"))
+EXTRACT = Task(kind="extraction")
+
+
+def reply(text: str, finish_reason: str = "stop", **message: Any) -> Reply:
+    return Reply({"role": "assistant", "content": text, **message}, text, finish_reason, Usage())
+
+
+@pytest.mark.parametrize(
+    ("answer", "task"),
+    [
+        (reply("anything at all"), None),
+        (reply("spam"), CLASSIFY),
+        (reply(" ham\n"), CLASSIFY),
+        (reply('{"total": 3}'), EXTRACT),
+        (reply("{}"), EXTRACT),
+        (reply("", tool_calls=[{"id": "1"}]), None),
+    ],
+)
+def test_a_good_answer_may_be_used(answer: Reply, task: Task | None) -> None:
+    assert quarantine_reason(answer, task) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "task", "reason"),
+    [
+        (reply("spa", "length"), None, "truncated"),
+        (reply("spam", "length"), CLASSIFY, "truncated"),
+        (reply("", "content_filter"), None, "refused by a content filter"),
+        (reply("", refusal="I cannot"), None, "refusal"),
+        (reply("spam", refusal="I cannot"), CLASSIFY, "refusal"),
+        (reply(" \n"), None, "empty"),
+        (reply("Spam"), CLASSIFY, "not a label: Spam"),
+        (reply("spam."), CLASSIFY, "not a label: spam."),
+        (reply("x" * 90), CLASSIFY, "not a label: " + "x" * 40),
+        (reply("[1]"), EXTRACT, "not a JSON object"),
+        (reply('```json\n{"a": 1}\n```'), EXTRACT, "not a JSON object"),
+        (reply('{"a": 1'), EXTRACT, "not a JSON object"),
+    ],
+)
+def test_what_must_not_be_trained_on_says_why(answer: Reply, task: Task | None, reason: str) -> None:
+    assert quarantine_reason(answer, task) == reason
