@@ -53,7 +53,7 @@ def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport
 
 
 def _collect_key(recipe: Recipe, prompts: ArtifactRef) -> StageKey:
-    return plan_of(recipe, prompts).key
+    return stage.collect_key(plan_of(recipe, prompts), Ledger())
 
 
 @task(cache_policy=mirror(_collect_key), result_serializer="json")

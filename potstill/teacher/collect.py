@@ -6,8 +6,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from potstill.artifacts import ArtifactRef, ArtifactStore
+from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.errors import TransientTeacherError
+from potstill.fingerprint import fingerprint
 from potstill.ledger import Answer, KeyCost, Ledger
 from potstill.records import Completion, Row, Usage, write_jsonl, write_parquet
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
@@ -37,6 +38,11 @@ class CompletionsSummary(Row):
     """The upper bound of attempts behind this output whose bill nobody knows; not in the total."""
 
 
+def collect_key(plan: TeachPlan, ledger: Ledger) -> StageKey:
+    """The key of a plan's completions: what is asked, and the ledger whose answers they are."""
+    return plan.key._replace(digest=fingerprint([plan.key.digest, ledger.id]))
+
+
 def collect(
     plan: TeachPlan,
     ledger: Ledger,
@@ -50,7 +56,7 @@ def collect(
     Errors: `TransientTeacherError` where some are still missing.
     """
     return store.build(
-        plan.key,
+        collect_key(plan, ledger),
         KIND,
         lambda directory: _write(plan, ledger, directory),
         inputs=inputs,

@@ -48,7 +48,7 @@ class TeachPlan(NamedTuple):
 
     @property
     def key(self) -> StageKey:
-        """The stage's cache key: what is asked, and how answers are judged."""
+        """What is asked, and how answers are judged; whose answers they are is added by `collect_key`."""
         content = {
             "rows": [(row.row_id, row.prompt.prompt_id) for row in self.rows],
             "answers": [answer.key for answer in self.answers],

@@ -1,5 +1,6 @@
 """What a session does for those who share it: interrupts, stops, a ledger that fails, and its own end."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -253,3 +254,13 @@ def test_all_batches_together_keep_to_one_concurrency(ledger: Ledger) -> None:
             reports = list(pool.map(session.answer, batches))
     assert [report.answered for report in reports] == [10] * 4
     assert peak == 3
+
+
+def test_a_large_batch_starts_no_more_tasks_than_it_has_requests_in_flight(ledger: Ledger) -> None:
+    tasks: list[int] = []
+    with FakeTeacher() as teacher:
+        plan = planned(teacher, 150, concurrency=4)
+        with TeacherSession(plan, ledger, None, QUICK) as session:
+            session.answer(plan.answers, lambda step: tasks.append(len(asyncio.all_tasks())))
+    assert len(tasks) == 150
+    assert max(tasks) < 5 * 4
