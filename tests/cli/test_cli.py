@@ -202,7 +202,10 @@ class TestDebug:
         key = stage_key(Curation(inputs=("in.jsonl",)), "classification")
         lock = place / ".potstill" / "locks" / f"{key.stage}-{key.digest[:24]}.lock"
         lock.parent.mkdir(parents=True)
-        code = "from potstill.cli import main; print('up', flush=True); main(['curate', 'in.jsonl', '--out', 'o'])"
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits "ignore"
+            "from potstill.cli import main; print('up', flush=True); main(['curate', 'in.jsonl', '--out', 'o'])"
+        )
         with FileLock(lock):  # another process builds the same: the command waits
             process = subprocess.Popen(
                 [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

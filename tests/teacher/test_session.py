@@ -85,11 +85,15 @@ def interrupted_once(teacher: FakeTeacher, requests: int) -> Iterator[None]:
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=press)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        yield
-    thread.join()
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
+    try:
+        thread = threading.Thread(target=press)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            yield
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_the_requests_of_an_interrupted_caller_stop_and_count_at_their_bound(ledger: Ledger, url: str) -> None:
