@@ -99,7 +99,7 @@ def tiny_recipe(tiny_base: Path) -> Callable[..., dict[str, Any]]:
             "student": {"base": str(tiny_base)},
             "training": {
                 "epochs": 12,
-                "learning_rate": 1e-2,
+                "learning_rate": 5e-3,
                 "max_length": 128,
                 "lora_rank": 16,
                 "lora_alpha": 32,

@@ -339,7 +339,7 @@ def _release_many(home: Path, seeds: list[int], barrier) -> None:
 def test_two_processes_release_at_once_and_every_move_is_kept(tmp_path: Path) -> None:
     for seed in range(8):
         student(tmp_path, seed)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork of a process that runs Prefect may not live
     barrier = context.Barrier(2)
     both = [
         context.Process(target=_release_many, args=(tmp_path, seeds, barrier))

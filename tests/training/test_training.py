@@ -23,7 +23,7 @@ from potstill.training.examples import SFT_KIND, assemble_lines, assemble_prefer
 pytestmark = pytest.mark.flow
 
 CONFIG = Training(
-    epochs=8, learning_rate=1e-2, batch_size=16, max_length=128, lora_rank=16, lora_alpha=32, checkpoint_steps=5
+    epochs=8, learning_rate=5e-3, batch_size=16, max_length=128, lora_rank=16, lora_alpha=32, checkpoint_steps=5
 )
 TRAIN = """
 import sys
