@@ -18,6 +18,8 @@ from potstill.records import Row
 from potstill.run_folder import ChildStatus, RunFolder
 from potstill.subprocesses import process_started_at
 
+pytestmark = pytest.mark.flow
+
 PATIENCE_SECONDS = 20.0
 
 CHILD = """

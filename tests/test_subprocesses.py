@@ -12,6 +12,8 @@ import pytest
 from potstill.errors import SubprocessError
 from potstill.subprocesses import PARENT_GONE, Child, end_process, process_started_at, run_child
 
+pytestmark = pytest.mark.flow
+
 PATIENCE_SECONDS = 15.0
 
 SAY_PID = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); "
