@@ -4,18 +4,20 @@ With no PREFECT_API_URL it needs no server; with one, the run is shown there. `p
 """
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
 
 from prefect.exceptions import MissingResult
+from rich.console import Console
 
 from flows.distill_student import distill_student
 from potstill.errors import PotstillError
 from potstill.gate import EXIT_CODES
 from potstill.recipe_file import load_recipe
 from potstill.report.run_report import RunSummary
+from potstill.report.terminal import show_run
+from tasks.logs import without_tracebacks
 
 
 def main() -> int:
@@ -27,7 +29,7 @@ def main() -> int:
     arguments = parser.parse_args()
     debug = os.environ.get("POTSTILL_DEBUG") == "1"
     if not debug:
-        _without_tracebacks()
+        without_tracebacks()
     try:
         recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
         state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
@@ -40,20 +42,11 @@ def main() -> int:
     except MissingResult:
         return 1
     assert isinstance(summary, RunSummary)
-    print(summary.model_dump_json() if arguments.as_json else summary.describe())  # noqa: T201 - same
+    if arguments.as_json:
+        print(summary.model_dump_json())  # noqa: T201 - same
+    else:
+        show_run(summary, Console())
     return EXIT_CODES[summary.verdict]
-
-
-def _without_tracebacks() -> None:
-    """Prefect logs the traceback of everything that a task raises; what Potstill raises on purpose explains itself."""
-
-    def shorten(record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], PotstillError):
-            record.exc_info, record.exc_text = None, None
-        return True
-
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(shorten)
 
 
 if __name__ == "__main__":

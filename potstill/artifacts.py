@@ -156,7 +156,7 @@ class ArtifactStore:
     def _adopt(
         self, workplace: Path, kind: str, num_rows: int, key: StageKey, inputs: Sequence[ArtifactRef], recipe: str
     ) -> ArtifactRef:
-        files = _digest_files(workplace)
+        files = digest_files(workplace)
         digest = fingerprint({"kind": kind, "files": files})
         manifest = Manifest(
             kind=kind,
@@ -173,7 +173,7 @@ class ArtifactStore:
         final = self.root / "artifacts" / kind / digest[:12]
         ref = ArtifactRef(kind=kind, uri=str(final.relative_to(self.root)), digest=digest, num_rows=num_rows)
         for name in files:
-            _sync(workplace / name)
+            sync(workplace / name)
         write_atomically(workplace / MANIFEST, manifest.model_dump_json(indent=2))
         with FileLock(
             self.root / "locks" / f"{kind}-{digest[:24]}.lock"
@@ -182,7 +182,7 @@ class ArtifactStore:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(final, ignore_errors=True)
                 workplace.rename(final)
-                _sync(final.parent)
+                sync(final.parent)
         return ref
 
     def _key_path(self, key: StageKey) -> Path:
@@ -220,7 +220,7 @@ def load_artifact(directory: Path, kind: str, *, expected_digest: str | None = N
         raise ArtifactMissingError(f"{directory} holds {manifest.digest[:12]}, not {expected_digest[:12]}")
     if manifest.digest != fingerprint({"kind": kind, "files": manifest.files}):
         raise ArtifactDamagedError(f"{directory}: manifest.json contradicts itself: build it again")
-    found = _digest_files(directory)
+    found = digest_files(directory)
     wrong = sorted(name for name, digest in manifest.files.items() if found.get(name) != digest)
     if wrong:
         raise ArtifactDamagedError(f"{directory}: {', '.join(wrong)} differ from manifest.json: build it again")
@@ -236,7 +236,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _is_whole(directory: Path, ref: ArtifactRef) -> bool:
@@ -261,12 +261,14 @@ def _read_manifest(directory: Path) -> Manifest:
         raise ArtifactDamagedError(f"{directory / MANIFEST} cannot be read ({error.error_count()} errors)") from None
 
 
-def _digest_files(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+def digest_files(directory: Path) -> dict[str, str]:
+    """The sha256 of every file, by its path below the directory."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): file_sha256(path) for path in files}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a directory, on the disk before what follows."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from potstill import release
 from potstill.errors import PotstillError, SubprocessError
@@ -24,8 +22,9 @@ from potstill.recipe import Recipe
 from potstill.recipe_file import load_recipe
 from potstill.records import read_jsonl
 from potstill.release import Golden
-from potstill.report.page import format_score, format_usd
+from potstill.report.page import format_usd
 from potstill.report.run_report import RunSummary
+from potstill.report.terminal import show_run
 
 RECIPE = Path("recipes/demo.yaml")
 ANSWERS = Path("examples/demo/answers.jsonl")
@@ -111,22 +110,13 @@ def _ask(recipe: Recipe, url: str) -> tuple[str, Golden]:
 
 
 def _show(console: Console, run: RunSummary, summary: dict[str, Any], golden: Golden) -> None:
-    table = Table("arm", "score", "95 % interval", "n", title=f"{run.recipe}: {run.verdict}")
-    for name, arm in run.arms.items():
-        table.add_row(name, format_score(arm.score), f"{format_score(arm.low)} – {format_score(arm.high)}", str(arm.n))
-    console.print(table)
-    costs = {name: format_usd(cost) for name, cost in run.cost_per_1k_usd.items()}
-    lines = {
-        "verdict": run.headline,
+    remarks = {
         "spent": f"{format_usd(run.spent_usd)}, what the recorded answers would have cost; no money left the machine",
-        "1,000 requests": f"{costs['teacher']} at the teacher → {costs['student']} on this student",
         "asked": str(golden.messages[-1]["content"]).strip().splitlines()[0][:76],
         "served answer": f"{summary['served_answer']} (expected {golden.expected})",
-        "report": run.report,
         "took": f"{summary['wall_seconds']} s",
     }
-    for name, value in lines.items():
-        console.print(f"[bold]{name:>15}[/bold]  {escape(value)}", highlight=False, soft_wrap=True)
+    show_run(run, console, remarks=remarks)
     console.print("The teacher of this demo replays the true labels: it scores 1.00 by construction.", style="dim")
 
 

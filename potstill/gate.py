@@ -66,9 +66,15 @@ class GateDecision(Row):
 
     def describe(self) -> str:
         """The decision as Markdown."""
-        checks = "\n".join(f"- **{check.name}** {check.verdict}: {check.detail}" for check in self.checks)
-        reasons = "\n".join(f"- {reason}" for reason in self.reasons)
-        return f"## {self.verdict.capitalize()}\n\n{checks}\n\n{reasons}\n"
+        lines = [f"**{check.name}** {check.verdict}: {check.detail}" for check in self.checks]
+        listed = "\n".join(f"- {line}" for line in (*lines, *self.remarks))
+        return f"## {self.verdict.capitalize()}\n\n{listed}\n"
+
+    @property
+    def remarks(self) -> list[str]:
+        """The reasons that no check has said."""
+        said = {check.detail for check in self.checks}
+        return [reason for reason in self.reasons if reason not in said]
 
     def summary(self) -> dict[str, Any]:
         """What `potstill gate --json` prints."""

@@ -9,7 +9,6 @@ All that writes holds `releases/<recipe>/.lock`. A crash between any two steps l
 same `publish` again completes: a version appears by one rename, and `potstill.promotions` moves the alias last.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -22,9 +21,9 @@ import orjson
 from filelock import FileLock
 from pydantic import ValidationError
 
-from potstill.artifacts import load_artifact, write_atomically
+from potstill.artifacts import digest_files, load_artifact, sync, write_atomically
 from potstill.errors import ArtifactDamagedError, ReleaseError
-from potstill.fingerprint import file_sha256, fingerprint
+from potstill.fingerprint import fingerprint
 from potstill.promotions import Alias, Aliases, came_true, move, promotions, read_aliases
 from potstill.records import Message, Row, write_jsonl
 from potstill.student.base import PACKAGE_PREFIX, Base
@@ -199,7 +198,7 @@ def verify(directory: Path) -> Version:
     Errors: `ArtifactDamagedError` naming the files that are missing, changed or strange.
     """
     version = _read_version(directory)
-    found = _digest_files(directory)
+    found = digest_files(directory)
     found.pop(VERSION_FILE)
     wrong = sorted(name for name in found.keys() | version.files.keys() if found.get(name) != version.files.get(name))
     if wrong:
@@ -230,7 +229,7 @@ def _adapter_files(directory: Path) -> dict[str, str]:
             raise ReleaseError(f"{path}: only safetensors, JSON and text are released: remove it from the adapter")
         if path.name.endswith("config.json") and _has_auto_map(path):
             raise ReleaseError(f"{path}: auto_map runs code out of the model's directory: remove it")
-    return {f"{ADAPTER}/{name}": digest for name, digest in _digest_files(directory).items()}
+    return {f"{ADAPTER}/{name}": digest for name, digest in digest_files(directory).items()}
 
 
 def _has_auto_map(path: Path) -> bool:
@@ -248,19 +247,19 @@ def _write_version(final: Path, version: Version, adapter: Path, decision: str, 
     shutil.copytree(adapter, workplace / ADAPTER, copy_function=shutil.copyfile)
     write_jsonl(workplace / "golden.jsonl", golden[:GOLDEN_PROMPTS])
     (workplace / "decision.json").write_text(decision, encoding="utf-8")
-    files = _digest_files(workplace)
+    files = digest_files(workplace)
     if not version.files.items() <= files.items():
         raise ArtifactDamagedError(f"{adapter} changed while it was copied: release again")
     for name in files:
         (workplace / name).chmod(0o444)
-        _sync(workplace / name)
+        sync(workplace / name)
     for path in (workplace, *(path for path in workplace.rglob("*") if path.is_dir())):
-        _sync(path)
+        sync(path)
     write_atomically(workplace / VERSION_FILE, version.model_copy(update={"files": files}).model_dump_json(indent=2))
     final.parent.mkdir(exist_ok=True)
     workplace.rename(final)
-    _sync(final.parent)
-    _sync(final.parents[1])
+    sync(final.parent)
+    sync(final.parents[1])
 
 
 def _let_in(directory: Path, version: Version) -> None:
@@ -286,16 +285,3 @@ def _read_version(directory: Path) -> Version:
     if version.version != directory.name:
         raise ArtifactDamagedError(f"{directory} holds {version.name}: move it back to where it was written")
     return version
-
-
-def _digest_files(directory: Path) -> dict[str, str]:
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): file_sha256(path) for path in files}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,7 @@ from potstill.gate import CANDIDATE
 from potstill.gate_stage import read_decision
 from potstill.recipe import Recipe
 from potstill.records import Prompt, read_parquet
-from potstill.release import GOLDEN_PROMPTS, Golden, Release
+from potstill.release import GOLDEN_PROMPTS, Golden, Release, Version
 from potstill.student.base import resolve_base
 
 
@@ -47,8 +47,10 @@ def champion_adapter(recipe: Recipe, candidate: ArtifactRef, store: ArtifactStor
     if champion is None:
         return None
     version = release.resolve(store.root, f"{recipe.name}@{champion}")
-    if version.adapter_digest == candidate.digest:
-        return None
-    return Adapter(
-        directory=str(release.version_directory(store.root, version) / release.ADAPTER), digest=version.adapter_digest
-    )
+    return None if version.adapter_digest == candidate.digest else adapter_of(version, store)
+
+
+def adapter_of(version: Version, store: ArtifactStore) -> Adapter:
+    """The adapter of a released version, to generate with."""
+    directory = release.version_directory(store.root, version) / release.ADAPTER
+    return Adapter(directory=str(directory), digest=version.adapter_digest)

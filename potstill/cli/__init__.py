@@ -19,6 +19,7 @@ COMMANDS = {
     "curate": ("curate:curate", "Production logs to a clean, split prompt set."),
     "teach": ("teach:teach", "Every prompt answered once by the teacher."),
     "train": ("train:train", "The teacher's answers to a trained student."),
+    "generate": ("generate:generate", "A student's answers to the test split."),
     "evaluate": ("evaluate:evaluate", "The answers of several arms, scored on the test split."),
     "gate": ("gate:gate", "Whether the candidate may replace the teacher."),
     "release": ("release:release", "A student that passed its gate becomes a version and the champion."),

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Annotated, Any, Protocol
@@ -31,8 +31,18 @@ def say(summary: Mapping[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, summary))
     for name, value in summary.items():
-        shown = ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
-        print(f"{name.replace('_', ' '):<{width}}  {'–' if shown in (None, '') else shown}", flush=True)
+        print(f"{name.replace('_', ' '):<{width}}  {_shown(value)}", flush=True)
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 @contextmanager
@@ -73,6 +83,14 @@ def _plain(label: str, total: int | None) -> Advance:
         print(f"{label}: {done}{of}, {rate:.1f}/s{left}{', ' + note if note else ''}", file=sys.stderr, flush=True)
 
     return advance
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
+    return "–" if value in (None, "") else str(value)
 
 
 def _json_value(value: Any) -> float | str:

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from potstill.cli.console import AsJson, say
+from potstill.cli.console import AsJson, say, show_table
 from potstill.errors import UsageError
 from potstill.task_kind import TaskKind
 
 if TYPE_CHECKING:
+    from potstill.evaluation.metrics import ArmMetrics
     from potstill.recipe import Task
     from potstill.records import Completion, Prompt
 
     Arms = dict[str, dict[str, Completion]]
+
+COUNTS = ("n", "unscored", "truncated", "errors")
 
 
 def evaluate(
@@ -38,11 +41,12 @@ def evaluate(
         labels: Classification: the allowed answers, separated by commas; default: every answer that is wanted.
     """
     from potstill.artifacts import StageKey, open_store
-    from potstill.cli.inputs import read_rows
+    from potstill.cli.inputs import read_rows, tell_unread
     from potstill.evaluation import report
     from potstill.fingerprint import fingerprint
 
-    rows = read_rows(prompts, redact=True)
+    rows = read_rows(prompts)
+    tell_unread(rows)
     asked = list({row.prompt.prompt_id: row.prompt for row in rows.rows if row.prompt.split == "test"}.values())
     named = [_arm(text) for text in arm]
     arms: Arms = dict(named)
@@ -54,16 +58,21 @@ def evaluate(
     ref = store.build(key, report.KIND, lambda directory: report.write_evaluation(task, asked, arms, directory))
     store.export(ref, out)
     found = report.read_report(store.path(ref))
-    say(
-        {
-            "prompts": found.num_prompts,
-            "target": found.target,
-            "arms": {row.arm: row.model_dump(mode="json", exclude={"arm"}) for row in found.arms},
-            "out": str(out),
-        },
-        as_json=as_json,
-    )
+    about = {"prompts": found.num_prompts, "target": found.target, "out": str(out)}
+    if as_json:
+        arms_found = {row.arm: row.model_dump(mode="json", exclude={"arm"}) for row in found.arms}
+        say({**about, "arms": arms_found}, as_json=True)
+        return 0
+    show_table(("arm", found.metric, "95 % interval", *COUNTS), [_table_row(row) for row in found.arms])
+    say(about, as_json=False)
     return 0
+
+
+def _table_row(arm: ArmMetrics) -> list[str]:
+    from potstill.report.page import format_score
+
+    interval = f"{format_score(arm.low)} – {format_score(arm.high)}"
+    return [arm.arm, format_score(arm.score), interval, *(str(getattr(arm, name)) for name in COUNTS)]
 
 
 def _arm(text: str) -> tuple[str, dict[str, Completion]]:

@@ -46,9 +46,13 @@ def gate(
     decision = deploy_gate.decide(deploy_gate.read_score_lines(path), thresholds)
     if out is not None:
         write_atomically(out, decision.model_dump_json(indent=2))
-    if not as_json:
-        print(decision.describe())
-    say(decision.summary() if as_json else {"verdict": decision.verdict}, as_json=as_json)
+    if as_json:
+        say(decision.summary(), as_json=True)
+        return decision.exit_code
+    for remark in decision.remarks:
+        print(remark)
+    checks = {check.name: f"{check.verdict}: {check.detail}" for check in decision.checks}
+    say({**checks, "verdict": decision.verdict}, as_json=False)
     return decision.exit_code
 
 

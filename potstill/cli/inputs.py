@@ -1,5 +1,6 @@
 """What commands read: prompt sets, chat files, completions."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,16 @@ def read_rows(path: Path, *, redact: bool = True, kind: TaskKind = "classificati
         first = f"; first reason: line {quarantined[0].line}: {quarantined[0].reason}" if quarantined else ""
         raise DataError(f"{path}: no prompt in it{first}")
     return InputRows(rows, quarantined, None)
+
+
+def tell_unread(rows: InputRows) -> None:
+    """Say on standard error how many lines of a chat file could not be read, and why the first could not."""
+    if rows.quarantined:
+        first = rows.quarantined[0]
+        print(
+            f"lines that could not be read: {len(rows.quarantined)}, the first: line {first.line}: {first.reason}",
+            file=sys.stderr,
+        )
 
 
 class CompletionLine(NamedTuple):

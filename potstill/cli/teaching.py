@@ -91,7 +91,7 @@ class _Teaching:
         if self.rows.quarantined:
             write_private(self.request.out / "quarantine.jsonl", self.rows.quarantined)
             print(
-                f"{len(self.rows.quarantined)} lines could not be read: see {self.request.out}/quarantine.jsonl",
+                f"lines that could not be read: {len(self.rows.quarantined)}, see {self.request.out}/quarantine.jsonl",
                 file=sys.stderr,
             )
         self._say("done")

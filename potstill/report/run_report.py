@@ -22,6 +22,7 @@ from potstill.report.page import (
     LineageRow,
     ReportData,
     SpendRow,
+    format_score,
     format_usd,
     render,
 )
@@ -61,7 +62,7 @@ class RunSummary(Row):
     def describe(self) -> str:
         """The figures as Markdown."""
         rows = "\n".join(
-            f"| {name} | {_show(arm.score)} | {_show(arm.low)} – {_show(arm.high)} | {arm.n} |"
+            f"| {name} | {format_score(arm.score)} | {format_score(arm.low)} – {format_score(arm.high)} | {arm.n} |"
             for name, arm in self.arms.items()
         )
         costs = ", ".join(f"{name} {format_usd(cost)}" for name, cost in self.cost_per_1k_usd.items())
@@ -201,14 +202,10 @@ def _cost_per_1k(run: RunRecord, spend: CompletionsSummary, store: ArtifactStore
 
 
 def _headline(run: RunRecord, decision: GateDecision) -> str:
-    kept = f"retention {_show(decision.retention)}, lower bound {_show(decision.lower)}, floor {decision.floor:g}"
+    kept = f"retention {format_score(decision.retention)}, lower bound {format_score(decision.lower)}, floor {decision.floor:g}"
     served = f"; {run.recipe.name}@{run.release.version} is released" if run.release else "; nothing is released"
     return f"{decision.verdict.capitalize()}: {kept}, {decision.n} test prompts{served}"
 
 
 def _num_missed(arm: ArmMetrics | None) -> int | None:
     return None if arm is None or arm.score is None or arm.metric != "accuracy" else round(arm.n * (1 - arm.score))
-
-
-def _show(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

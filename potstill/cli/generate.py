@@ -1,0 +1,110 @@
+"""`potstill generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from cyclopts import Parameter
+
+from potstill.cli.console import AsJson, progress, say
+from potstill.errors import UsageError
+
+if TYPE_CHECKING:
+    from potstill.artifacts import ArtifactRef, ArtifactStore
+    from potstill.evaluation.generate import Adapter, GenerationStep
+    from potstill.recipe import Student
+
+
+class _Answering(NamedTuple):
+    base: Student
+    adapter: Adapter | None
+
+
+def generate(
+    prompts: Annotated[Path, Parameter(name="PROMPTS", negative="")],
+    /,
+    *,
+    out: Path,
+    student: Path | None = None,
+    release: str | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+    max_tokens: int = 512,
+    batch_size: int = 16,
+    as_json: AsJson = False,
+) -> int:
+    """Let a student answer the test split, for evaluate. Name one of --student, --release and --base.
+
+    The same command resumes a run that was cut off.
+
+    Args:
+        prompts: A PromptSet directory, or chat JSONL whose every line is a test prompt.
+        out: Directory to write completions.parquet and completions.jsonl to.
+        student: The directory that train wrote.
+        release: RECIPE for its champion, or RECIPE@VERSION.
+        base: The untaught model: a hub id, a directory, or package:NAME.
+        revision: Commit of the base's hub repository.
+        max_tokens: Longest answer, in tokens.
+        batch_size: Prompts generated together.
+    """
+    from potstill.artifacts import open_store
+    from potstill.cli.flags import checked
+    from potstill.evaluation import generate as stage
+    from potstill.recipe import Evaluation
+    from potstill.student.base import resolve_base
+
+    config = checked(Evaluation, max_tokens=max_tokens, batch_size=batch_size)
+    store = open_store()
+    answering = _answering(student, release, base, revision, store)
+    asked = _prompt_set(prompts, store)
+    with progress("generate", None) as advance:
+
+        def on_step(step: GenerationStep) -> None:
+            advance(step.done, step.describe())
+
+        found = resolve_base(answering.base, store)
+        answers = stage.generate(asked, found, answering.adapter, config, store, on_step=on_step)
+    store.export(answers, out)
+    say({"prompts": answers.num_rows, "digest": answers.digest, "out": str(out)}, as_json=as_json)
+    return 0
+
+
+def _answering(
+    student: Path | None, release: str | None, base: str | None, revision: str | None, store: ArtifactStore
+) -> _Answering:
+    from potstill import release_stage
+    from potstill.artifacts import load_artifact
+    from potstill.cli.flags import checked
+    from potstill.evaluation.generate import Adapter
+    from potstill.recipe import Student
+    from potstill.release import ADAPTER, resolve
+    from potstill.training.launch import KIND, read_spec
+
+    if sum(given is not None for given in (student, release, base)) != 1:
+        raise UsageError("who shall answer? Give one of --student DIR, --release RECIPE and --base MODEL")
+    if student is not None:
+        ref = load_artifact(student, KIND)
+        return _Answering(
+            read_spec(student).student, Adapter(directory=str(student.absolute() / ADAPTER), digest=ref.digest)
+        )
+    if release is not None:
+        version = resolve(store.root, release)
+        under = Student(base=version.base_location, revision=version.base_revision)
+        return _Answering(under, release_stage.adapter_of(version, store))
+    return _Answering(checked(Student, base=base, revision=revision), None)
+
+
+def _prompt_set(path: Path, store: ArtifactStore) -> ArtifactRef:
+    from potstill.artifacts import StageKey
+    from potstill.cli.inputs import read_rows, tell_unread
+    from potstill.fingerprint import fingerprint
+    from potstill.records import Prompt, write_parquet
+
+    read = read_rows(path)
+    tell_unread(read)
+    if read.source is not None:
+        return read.source
+    rows = list({row.prompt.prompt_id: row.prompt for row in read.rows}.values())
+    key = StageKey("read-prompts", 1, fingerprint(rows))
+    return store.build(key, "PromptSet", lambda directory: write_parquet(directory / "prompts.parquet", rows, Prompt))
