@@ -12,6 +12,7 @@ from tasks.curation import curate
 from tasks.evaluation import evaluate
 from tasks.gating import decide
 from tasks.policies import MAX_BATCHES_AT_ONCE
+from tasks.preflight import check
 from tasks.release import release
 from tasks.reporting import conclude, report
 from tasks.teaching import teach
@@ -30,6 +31,7 @@ def distill_student(recipe: Recipe) -> State[RunSummary]:
 
     Started again after any crash, it finishes what is missing and pays for nothing twice.
     """
+    check(recipe)
     prompts = curate(recipe)
     completions = teach(recipe, prompts)
     dataset = assemble(prompts, completions)

@@ -111,7 +111,7 @@ def _explain(path: Path, lines: dict[Location, int], detail: ErrorDetails) -> st
 
 def _suggest(given: str, allowed: list[str]) -> str:
     near = get_close_matches(given, allowed, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     return f"{hint} Allowed: {', '.join(allowed)}"
 
 

@@ -1,18 +1,13 @@
 """`potstill run`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
-
-if TYPE_CHECKING:
-    from potstill.recipe import Recipe
 
 
 def run(
@@ -28,6 +23,7 @@ def run(
         recipe: The YAML file.
         overrides: section.field=VALUE, in place of what the file says.
     """
+    from potstill.preflight import check
     from potstill.recipe_file import load_recipe
 
     given = overrides or []
@@ -36,19 +32,3 @@ def run(
     os.execv(  # noqa: S606 - this very program, no shell
         sys.executable, [sys.executable, "-m", "flows", str(recipe), *flags]
     )
-
-
-def check(recipe: Recipe) -> None:
-    """What would stop the run later, found before anything is started. Errors: as the stages raise them."""
-    from potstill.curation.curate import find_inputs
-    from potstill.llm.keys import find_key
-    from potstill.llm.pricing import find_rates
-    from potstill.llm.providers import PROVIDERS
-    from potstill.llm.terms import check_terms
-
-    teacher = recipe.teacher
-    base_url = teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""
-    find_inputs(recipe.curation.inputs)
-    check_terms(teacher)
-    find_key(teacher.api_key_env, base_url)
-    find_rates(teacher.provider, teacher.model, base_url, teacher.price)

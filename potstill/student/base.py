@@ -31,24 +31,36 @@ class Base(NamedTuple):
 def resolve_base(student: Student, store: ArtifactStore) -> Base:
     """Find the base model; a GGUF file out of a package is turned once into a directory of safetensors in the store.
 
+    Errors: those of `find_base`.
+    """
+    found = find_base(student)
+    if found is None:
+        return Base(student, student.base, student.revision, f"{student.base}@{student.revision or 'main'}")
+    if found.is_file():
+        digest = file_sha256(found)
+        ref = store.build(
+            StageKey(STAGE, VERSION, fingerprint({"gguf": digest})), "BaseModel", lambda out: _dequantize(found, out)
+        )
+        return Base(student, str(store.path(ref)), None, f"{student.base}@{digest[:12]}")
+    weights = {path.name: file_sha256(path) for path in sorted(found.iterdir()) if path.is_file()}
+    return Base(student, str(found.absolute()), None, f"directory@{fingerprint(weights)[:12]}")
+
+
+def find_base(student: Student) -> Path | None:
+    """The GGUF file of a package, or a directory of weights; None for a hub id, which only the hub knows.
+
     Errors: `DataError` where there is no such package, no model in it, or no model in the directory.
     """
     if student.base.startswith(PACKAGE_PREFIX):
-        gguf = _packaged_gguf(student.base.removeprefix(PACKAGE_PREFIX))
-        digest = file_sha256(gguf)
-        ref = store.build(
-            StageKey(STAGE, VERSION, fingerprint({"gguf": digest})), "BaseModel", lambda out: _dequantize(gguf, out)
-        )
-        return Base(student, str(store.path(ref)), None, f"{student.base}@{digest[:12]}")
+        return _packaged_gguf(student.base.removeprefix(PACKAGE_PREFIX))
     directory = Path(student.base).expanduser()
     if directory.is_dir():
         if not (directory / "config.json").is_file():
             raise DataError(f"student.base {directory}: no config.json in it: name a directory that transformers loads")
-        weights = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
-        return Base(student, str(directory.absolute()), None, f"directory@{fingerprint(weights)[:12]}")
+        return directory
     if student.base.startswith((".", "/", "~")):
         raise DataError(f"student.base {student.base}: no such directory")
-    return Base(student, student.base, student.revision, f"{student.base}@{student.revision or 'main'}")
+    return None
 
 
 def _packaged_gguf(package: str) -> Path:

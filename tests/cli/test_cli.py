@@ -418,7 +418,7 @@ class TestRun:
                 "classification",
                 "poetry",
                 2,
-                "router.yaml:2: task.kind: 'poetry' is not allowed Allowed: classification",
+                "router.yaml:2: task.kind: 'poetry' is not allowed. Allowed: classification",
             ),
             ("in.jsonl", "gone.jsonl", 2, "error: input gone.jsonl: no such file"),
             ("  price: {input_per_million: 1, output_per_million: 2}\n", "", 2, "price"),

@@ -1,0 +1,13 @@
+"""Preflight: what would stop the run later is found before anything is paid for."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from potstill import preflight
+from potstill.recipe import Recipe
+
+
+@task(cache_policy=NO_CACHE)
+def check(recipe: Recipe) -> None:
+    """Inputs, base, terms, key and price. It costs nothing, so it is never remembered."""
+    preflight.check(recipe)

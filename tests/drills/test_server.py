@@ -1,0 +1,157 @@
+"""The flow on a real Prefect server: deployed as prefect.yaml says and run by a worker, then by hand against the server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import yaml
+
+pytestmark = pytest.mark.drill
+
+ROOT = Path(__file__).parents[2]
+PREFECT = (sys.executable, "-m", "prefect")
+STAGES = {
+    "check",
+    "curate",
+    "assemble",
+    "train_sft",
+    "score_arms",
+    "decide",
+    "release",
+    "report",
+    "collect_completions",
+}
+BATCHES = {f"teach-batch-{index}" for index in range(4)}
+ARMS = {"generate-base", "generate-candidate"}
+UI_REPORTS = {"curation", "spend", "training-sft", "evaluation", "gate", "summary", "report"}
+
+
+class Server(NamedTuple):
+    url: str
+    env: dict[str, str]
+
+    def prefect(self, *arguments: str) -> None:
+        subprocess.run([*PREFECT, *arguments], env=self.env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+    def find(self, what: str, **query: Any) -> list[dict[str, Any]]:
+        reply = httpx.post(f"{self.url}/{what}/filter", json=query, timeout=30)
+        reply.raise_for_status()
+        return reply.json()
+
+    def last_run(self) -> dict[str, Any]:
+        """The newest run, once it is over."""
+        return _wait_for(lambda: [run for run in self._newest() if run["state"]["type"] in {"COMPLETED", "FAILED"}])[0]
+
+    def task_states(self, run: dict[str, Any], count: int) -> dict[str, str]:
+        """The state of every task of a run, by name. The server records them some seconds after they end."""
+
+        def recorded() -> list[dict[str, Any]]:
+            found = self.find("task_runs", flow_runs={"id": {"any_": [run["id"]]}})
+            return found if len(found) >= count and all(task["state_type"] == "COMPLETED" for task in found) else []
+
+        return {_name(task["name"]): task["state_name"] for task in _wait_for(recorded)}
+
+    def _newest(self) -> list[dict[str, Any]]:
+        return self.find("flow_runs", limit=1, sort="EXPECTED_START_TIME_DESC")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    place = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}/api"
+    env = os.environ | {
+        "PREFECT_HOME": str(place / "prefect"),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "POTSTILL_HOME": str(place / "potstill"),
+    }
+    found = Server(url, env)
+    with _running([*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port], env, place / "server.log"):
+        _wait_for(lambda: _is_up(url))
+        template = ("--base-job-template", "deployments/pools/cpu.json")
+        found.prefect("work-pool", "create", "cpu", "--type", "process", *template)
+        found.prefect("--no-prompt", "deploy", "--all")
+        with _running([*PREFECT, "worker", "start", "--pool", "cpu"], env, place / "worker.log"):
+            yield found
+
+
+def test_a_deployed_run_and_one_by_hand_show_on_the_server_and_share_what_they_make(
+    server: Server,
+    tmp_path: Path,
+    write_tickets: Callable[..., Any],
+    replay_teacher: Callable[..., Any],
+    tiny_recipe: Callable[..., dict[str, Any]],
+) -> None:
+    tickets = write_tickets(tmp_path / "log", 400)
+    with replay_teacher(tickets.answers) as teacher:
+        recipe = tiny_recipe(tickets.log, teacher)
+        server.prefect("deployment", "run", "distill-student/demo", "--params", json.dumps({"recipe": recipe}))
+        deployed = server.last_run()
+        assert deployed["state_name"] == "Completed", deployed["state"]["message"]
+        assert deployed["deployment_id"]
+        expected = STAGES | BATCHES | ARMS
+        assert server.task_states(deployed, len(expected)) == dict.fromkeys(expected, "Completed")
+        assert {report["key"] for report in server.find("artifacts/latest")} == UI_REPORTS
+        assert _requests(teacher) == 400
+
+        path = tmp_path / "tickets.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        command = [sys.executable, "-m", "potstill.cli", "run", str(path), "--json"]
+        by_hand = subprocess.run(command, env=server.env, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+        assert by_hand.returncode == 0
+        assert json.loads(by_hand.stdout.splitlines()[-1])["verdict"] == "passed"
+        again = server.last_run()
+        assert again["id"] != deployed["id"]
+        assert again["deployment_id"] is None
+        never_cached = dict.fromkeys(("check", "release", "report"), "Completed")
+        assert server.task_states(again, len(expected)) == dict.fromkeys(expected, "Cached") | never_cached
+        assert _requests(teacher) == 400
+    print(f"\ndeployed run {deployed['total_run_time']:.0f} s, the same by hand {again['total_run_time']:.0f} s")
+
+
+def _requests(teacher: str) -> int:
+    return httpx.get(f"{teacher}/replay/stats").json()["requests"]
+
+
+def _name(task_run: str) -> str:
+    """A task run's name without the number that Prefect gives to unnamed ones."""
+    stem, _, _ = task_run.rpartition("-")
+    return stem if stem in STAGES else task_run
+
+
+def _is_up(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health").status_code == 200
+    return False
+
+
+def _wait_for(look: Callable[[], Any], seconds: float = 300) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.5)
+    return found
+
+
+@contextmanager
+def _running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
+    """A process in the background, stopped by its pid; its log goes to a file."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
