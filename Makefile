@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit drill check format clean help
+.PHONY: setup demo test test-unit drill bench check format clean help
 
 help:
 	@echo "make demo       the main job on real input: log → teacher → student → gate → served answer"
 	@echo "make test       unit, flow and one real case of each kind"
 	@echo "make test-unit  the unit tier, under a minute"
 	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place"
+	@echo "make bench      Potstill beside its peers, as ratios; results in bench/results"
 	@echo "make check      format, lint, types"
 	@echo "make clean      remove the environment and local state"
 
@@ -38,6 +39,9 @@ test: setup
 
 drill: setup
 	$(BIN)/pytest -m drill -o addopts="-ra --strict-markers -s"
+
+bench: setup
+	$(BIN)/python -m bench
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -113,6 +113,8 @@ def run_trainer(make: Callable[[Recorder], Any], spec: TrainingSpec, folder: Run
         trainer.evaluate()
     output = folder.path / OUTPUT
     shutil.rmtree(output, ignore_errors=True)
+    for config in trainer.model.peft_config.values():
+        config.target_modules = sorted(config.target_modules)  # a set: every process would write another order
     trainer.save_model(str(output))
     (output / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing here is ever unpickled
     return TrainingStatus(

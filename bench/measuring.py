@@ -1,0 +1,155 @@
+"""Contenders in turns, each sample in a fresh process, and what the samples say: ratios of one run, never bare times."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, date, datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+from bench.machine import describe_machine, other_cpu_seconds
+from potstill.errors import SubprocessError
+from potstill.records import Row
+from potstill.subprocesses import ENVIRONMENT
+
+
+class Taken(NamedTuple):
+    """What one fresh process measured."""
+
+    values: dict[str, float]
+    """By metric, its unit in the name."""
+    evidence: Any = None
+    """What shows that it did the same work as the others."""
+
+
+class Sample(Row):
+    """One turn of one contender."""
+
+    contender: str
+    repeat: int
+    load_before: float
+    """Load average of the last minute, in which this run's own work counts too."""
+    values: dict[str, float]
+    evidence: Any
+
+
+class Spread(Row):
+    min: float
+    median: float
+    max: float
+
+
+class Ratio(Row):
+    """One contender's values through another's, paired by repeat."""
+
+    of: str
+    to: str
+    metric: str
+    spread: Spread
+
+
+class Benchmark(NamedTuple):
+    """What is measured, and against whom."""
+
+    name: str
+    about: str
+    """The claim that it tests, with its place, or the question that it answers."""
+    setting: dict[str, Any]
+    contenders: tuple[str, ...]
+    comparisons: tuple[tuple[str, str], ...]
+    repeats: int
+    open: Callable[[], AbstractContextManager[Callable[[str], Taken]]]
+    """Sets up what the contenders share, and yields what takes one sample of a contender."""
+    check: Callable[[Sequence[Sample]], dict[str, Any]] = lambda _: {}
+    """What the evidence shows. Errors: `ValueError` where the contenders did not do the same work."""
+
+
+class Result(Row):
+    """A run of a benchmark, as it is kept."""
+
+    benchmark: str
+    about: str
+    date: date
+    machine: dict[str, Any]
+    other_cores: float
+    """Cores that other processes kept busy meanwhile, on average."""
+    setting: dict[str, Any]
+    ratios: list[Ratio]
+    contenders: dict[str, dict[str, Spread]]
+    """By contender and metric."""
+    checked: dict[str, Any]
+    samples: list[Sample]
+
+
+def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None]) -> Result:
+    """Take so many samples of each contender, A B A B …
+
+    Errors: `SubprocessError` where a contender fails, `ValueError` where they did not do the same work.
+    """
+    samples: list[Sample] = []
+    with benchmark.open() as take:
+        started, others = time.monotonic(), other_cpu_seconds()
+        for repeat in range(repeats):
+            for contender in benchmark.contenders:
+                load = round(os.getloadavg()[0], 2)
+                values, evidence = take(contender)
+                samples.append(
+                    Sample(
+                        contender=contender,
+                        repeat=repeat,
+                        load_before=load,
+                        values={metric: _round(value) for metric, value in values.items()},
+                        evidence=evidence,
+                    )
+                )
+                on_sample(samples[-1])
+        other_cores = (other_cpu_seconds() - others) / (time.monotonic() - started)
+    metrics = list(samples[0].values)
+
+    def of(contender: str, metric: str) -> list[float]:
+        return [sample.values[metric] for sample in samples if sample.contender == contender]
+
+    return Result(
+        benchmark=benchmark.name,
+        about=benchmark.about,
+        date=datetime.now(UTC).date(),
+        machine=describe_machine(),
+        other_cores=round(other_cores, 2),
+        setting=benchmark.setting,
+        ratios=[
+            Ratio(
+                of=a,
+                to=b,
+                metric=metric,
+                spread=_spread(x / y for x, y in zip(of(a, metric), of(b, metric), strict=True)),
+            )
+            for a, b in benchmark.comparisons
+            for metric in metrics
+        ],
+        contenders={name: {metric: _spread(of(name, metric)) for metric in metrics} for name in benchmark.contenders},
+        checked=benchmark.check(samples),
+        samples=samples,
+    )
+
+
+def take_in_child(module: str, *arguments: str) -> Taken:
+    """Run a module in a fresh process, with the environment of Potstill's children; its last line is a `Taken` as JSON."""
+    env = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, env=env, check=False)
+    if done.returncode != 0:
+        raise SubprocessError(f"{module} {arguments[0]} failed: {done.stderr.decode(errors='replace')[-2000:]}")
+    return Taken(**orjson.loads(done.stdout.splitlines()[-1]))
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    found = list(values)
+    return Spread(min=_round(min(found)), median=_round(statistics.median(found)), max=_round(max(found)))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
