@@ -14,7 +14,7 @@ help:
 	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place"
 	@echo "make bench      Potstill beside its peers, as ratios; results in bench/results"
 	@echo "make check      format, lint, types"
-	@echo "make clean      remove the environment and local state"
+	@echo "make clean      remove the environment; .potstill, with answers that were paid for and releases, stays"
 
 setup: $(STAMP)
 
@@ -53,4 +53,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .potstill demo-summary.json *.egg-info
+	rm -rf $(VENV) demo-summary.json *.egg-info
