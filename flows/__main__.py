@@ -4,20 +4,25 @@ With no PREFECT_API_URL it needs no server; with one, the run is shown there. `p
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from prefect.exceptions import MissingResult
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from rich.console import Console
 
 from flows.distill_student import distill_student
 from potstill.errors import PotstillError
+from potstill.exits import exit_code_of, wants_traceback
 from potstill.gate import EXIT_CODES
+from potstill.keeper import start_keeper
 from potstill.recipe_file import load_recipe
 from potstill.report.run_report import RunSummary
 from potstill.report.terminal import show_run
 from tasks.logs import without_tracebacks
+
+SERVER_START_SECONDS = 120
+"""On a busy machine Prefect's temporary server takes longer than the 20 s that it is given by default."""
 
 
 def main() -> int:
@@ -27,27 +32,23 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--json", dest="as_json", action="store_true")
     arguments = parser.parse_args()
-    debug = os.environ.get("POTSTILL_DEBUG") == "1"
-    if not debug:
+    if not wants_traceback():
         without_tracebacks()
-    try:
-        recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
+    recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
+    with temporary_settings(set_defaults={PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: SERVER_START_SECONDS}):
         state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
+    try:
         summary = state.result()
-    except PotstillError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command's output
-        return error.exit_code
     except MissingResult:
-        return 1
+        raise PotstillError(f"the run ended as {state.name} with no result: run the same again") from None
     assert isinstance(summary, RunSummary)
     if arguments.as_json:
-        print(summary.model_dump_json())  # noqa: T201 - same
+        print(summary.model_dump_json())  # noqa: T201 - a command's output
     else:
         show_run(summary, Console())
     return EXIT_CODES[summary.verdict]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    keeper = start_keeper()
+    sys.exit(exit_code_of(main))

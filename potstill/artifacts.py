@@ -2,7 +2,6 @@
 
 artifacts/<kind>/<digest12>/   files, and manifest.json written last: without it the directory does not exist
 keys/<stage>/<VERSION>/<digest>.json   → the artefact that this stage made of these inputs
-keys/store-id                  tells this store from another one at the same place
 locks/, tmp/                   two builders of one key take turns; what is unfinished lies apart
 """
 
@@ -72,8 +71,11 @@ class Manifest(BaseModel):
 
 
 class _KeyRecord(BaseModel):
-    ref: ArtifactRef
-    generation: int
+    ref: ArtifactRef | None
+    """None until it is built for the first time."""
+    token: str
+    """Drawn at random with the record: the one that follows a lost record is told from it."""
+    generation: int = 0
     """How often this key had to be built again because its artefact was missing or damaged."""
 
 
@@ -99,9 +101,7 @@ class ArtifactStore:
 
         Two processes that build one key take turns, and the second finds the first one's work.
         """
-        lock_path = self.root / "locks" / f"{key.stage}-{key.digest[:24]}.lock"
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_path):
+        with self._lock(f"{key.stage}-{key.digest[:24]}"):
             if (found := self.lookup(key)) is not None:
                 return found
             workplace = self.root / "tmp" / f"{key.stage}-{key.digest[:24]}"
@@ -112,26 +112,32 @@ class ArtifactStore:
                 ref = self._adopt(workplace, kind, num_rows, key, inputs, recipe_fingerprint)
             finally:
                 shutil.rmtree(workplace, ignore_errors=True)
-            record = self._record(key)
-            generation = 0 if record is None else record.generation + 1
-            write_atomically(self._key_path(key), _KeyRecord(ref=ref, generation=generation).model_dump_json())
+            with self._records_lock():
+                record = self._record(key) or _new_record()
+                again = record.generation + (record.ref is not None)
+                built = record.model_copy(update={"ref": ref, "generation": again})
+                write_atomically(self._key_path(key), built.model_dump_json())
             return ref
 
     def lookup(self, key: StageKey) -> ArtifactRef | None:
         """The artefact that `key` names, every byte verified; None where it is absent, incomplete or damaged."""
         record = self._record(key)
-        if record is None:
+        if record is None or record.ref is None:
             return None
         return record.ref if _is_whole(self.root / record.ref.uri, record.ref) else None
 
     def mirror_key(self, key: StageKey) -> str:
         """The key under which a scheduler's own cache may remember what `key` names.
 
-        It changes when the store is another one, and when the artefact has to be built again.
+        It changes when the artefact has to be built again, when the record of the key is lost, and with the store.
         """
-        record = self._record(key)
-        generation = 0 if record is None else record.generation + (self.lookup(key) is None)
-        return f"{self._store_id()}/{key}" + (f"-{generation}" if generation else "")
+        with self._records_lock():
+            record = self._record(key)
+            if record is None:
+                record = _new_record()
+                write_atomically(self._key_path(key), record.model_dump_json())
+        is_lost = record.ref is not None and self.lookup(key) is None
+        return f"{key}-{record.token}-{record.generation + is_lost}"
 
     def path(self, ref: ArtifactRef) -> Path:
         """The directory of an artefact; raises `ArtifactMissingError` where its manifest is gone or another's."""
@@ -175,15 +181,22 @@ class ArtifactStore:
         for name in files:
             sync(workplace / name)
         write_atomically(workplace / MANIFEST, manifest.model_dump_json(indent=2))
-        with FileLock(
-            self.root / "locks" / f"{kind}-{digest[:24]}.lock"
-        ):  # another key may make the same bytes just now
+        with self._lock(f"{kind}-{digest[:24]}"):  # another key may make the same bytes just now
             if not _is_whole(final, ref):
                 final.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(final, ignore_errors=True)
                 workplace.rename(final)
                 sync(final.parent)
         return ref
+
+    def _lock(self, name: str) -> FileLock:
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
+
+    def _records_lock(self) -> FileLock:
+        """Held while a key's record is read and replaced: an instant, where a build may take hours."""
+        return self._lock("records")
 
     def _key_path(self, key: StageKey) -> Path:
         return self.root / "keys" / f"{key}.json"
@@ -193,14 +206,6 @@ class ArtifactStore:
             return _KeyRecord.model_validate_json(self._key_path(key).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
-
-    def _store_id(self) -> str:
-        path = self.root / "keys" / "store-id"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / "keys" / ".store-id.lock"):
-            if not path.exists():
-                write_atomically(path, uuid.uuid4().hex[:12])
-            return path.read_text()
 
 
 def open_store() -> ArtifactStore:
@@ -237,6 +242,10 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync(path.parent)
+
+
+def _new_record() -> _KeyRecord:
+    return _KeyRecord(ref=None, token=uuid.uuid4().hex[:12])
 
 
 def _is_whole(directory: Path, ref: ArtifactRef) -> bool:

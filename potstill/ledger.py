@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, create_engine, event, func, insert, literal, select, update
+from sqlalchemy import Connection, create_engine, event, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -107,12 +107,14 @@ class Ledger:
                     found[row[answers.c.answer_key]] = _answer(row)
         return found
 
-    def count_answers(self, keys: Iterable[str]) -> int:
-        """How many of these keys have an answer."""
-        query = select(func.count()).select_from(answers)
+    def find_missing(self, keys: Iterable[str]) -> set[str]:
+        """The keys among these that have no answer and were not refused for good: what is still to be asked."""
+        missing: set[str] = set()
         with self._reading() as connection:
-            counts = (connection.scalar(query.where(answers.c.answer_key.in_(chunk))) for chunk in _chunks(keys))
-            return sum(count or 0 for count in counts)
+            for chunk in _chunks(keys):
+                query = select(answers.c.answer_key).where(answers.c.answer_key.in_(chunk))
+                missing |= set(chunk) - set(connection.scalars(query))
+        return missing - {key for key, cost in self.costs(missing).items() if cost.refused}
 
     def begin(self, plan: AttemptPlan, cap_usd: Decimal | None) -> int | None:
         """Record an attempt and reserve its upper bound; None, and no row, where the cap does not admit it."""

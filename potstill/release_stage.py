@@ -2,11 +2,11 @@
 
 from potstill import release
 from potstill.artifacts import ArtifactRef, ArtifactStore
-from potstill.evaluation.generate import Adapter
+from potstill.evaluation.generate import Adapter, Answerer
 from potstill.evaluation.report import read_arms, read_first_samples, read_scores
 from potstill.gate import CANDIDATE
 from potstill.gate_stage import read_decision
-from potstill.recipe import Recipe
+from potstill.recipe import Recipe, Student
 from potstill.records import Prompt, read_parquet
 from potstill.release import GOLDEN_PROMPTS, Golden, Release, Version
 from potstill.student.base import resolve_base
@@ -41,16 +41,19 @@ def publish(
     )
 
 
-def champion_adapter(recipe: Recipe, candidate: ArtifactRef, store: ArtifactStore) -> Adapter | None:
-    """The adapter that serves now; None where nothing does, or where it is the candidate itself."""
+def champion_of(recipe: Recipe, candidate: ArtifactRef, store: ArtifactStore) -> Answerer | None:
+    """The student that serves now; None where none does, or where it is the candidate itself."""
     champion = release.aliases(store.root, recipe.name).champion
     if champion is None:
         return None
     version = release.resolve(store.root, f"{recipe.name}@{champion}")
-    return None if version.adapter_digest == candidate.digest else adapter_of(version, store)
+    return None if version.adapter_digest == candidate.digest else answerer_of(version, store)
 
 
-def adapter_of(version: Version, store: ArtifactStore) -> Adapter:
-    """The adapter of a released version, to generate with."""
+def answerer_of(version: Version, store: ArtifactStore) -> Answerer:
+    """A released version, to generate with: its adapter on its own base, whatever a recipe names now."""
     directory = release.version_directory(store.root, version) / release.ADAPTER
-    return Adapter(directory=str(directory), digest=version.adapter_digest)
+    return Answerer(
+        student=Student(base=version.base_location, revision=version.base_revision),
+        adapter=Adapter(directory=str(directory), digest=version.adapter_digest),
+    )

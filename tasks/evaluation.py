@@ -8,11 +8,10 @@ from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.evaluation import generate, report
-from potstill.evaluation.generate import Adapter
 from potstill.gate import CANDIDATE, CHAMPION, TEACHER
 from potstill.recipe import Recipe
 from potstill.records import Split
-from potstill.release_stage import champion_adapter
+from potstill.release_stage import champion_of
 from potstill.student.base import resolve_base
 from tasks.policies import CHILD_RETRIES, is_worth_retrying, mirror
 
@@ -22,18 +21,19 @@ BASE = "base"
 def evaluate(recipe: Recipe, prompts: ArtifactRef, completions: ArtifactRef, student: ArtifactRef) -> ArtifactRef:
     """The evaluation of every arm on the test split; the champion answers too, where another student serves."""
     store = open_store()
-    candidate = Adapter(directory=str(store.path(student) / "adapter"), digest=student.digest)
-    champion = champion_adapter(recipe, student, store)
-    arms = {TEACHER: completions, BASE: generate_arm(recipe, prompts, BASE)}
-    arms[CANDIDATE] = generate_arm(recipe, prompts, CANDIDATE, candidate)
-    if champion is not None:
-        arms[CHAMPION] = generate_arm(recipe, prompts, CHAMPION, champion)
-    return score_arms(recipe, prompts, arms)
+    adapter = generate.Adapter(directory=str(store.path(student) / "adapter"), digest=student.digest)
+    answerers = {
+        BASE: generate.Answerer(student=recipe.student),
+        CANDIDATE: generate.Answerer(student=recipe.student, adapter=adapter),
+        CHAMPION: champion_of(recipe, student, store),
+    }
+    given = {arm: generate_arm(recipe, prompts, arm, who) for arm, who in answerers.items() if who is not None}
+    return score_arms(recipe, prompts, {TEACHER: completions, **given})
 
 
-def _arm_key(recipe: Recipe, prompts: ArtifactRef, arm: str, **what: Any) -> StageKey:  # noqa: ARG001 - a name is no key
-    base = resolve_base(recipe.student, open_store())
-    return generate.generation_key(prompts, base, config=recipe.evaluation, **what)
+def _arm_key(recipe: Recipe, prompts: ArtifactRef, arm: str, answerer: generate.Answerer, **what: Any) -> StageKey:  # noqa: ARG001 - a name is no key
+    base = resolve_base(answerer.student, open_store())
+    return generate.generation_key(prompts, base, answerer.adapter, config=recipe.evaluation, **what)
 
 
 @task(
@@ -47,7 +47,7 @@ def generate_arm(
     recipe: Recipe,
     prompts: ArtifactRef,
     arm: str,
-    adapter: Adapter | None = None,
+    answerer: generate.Answerer,
     split: Split = "test",
     limit: int | None = None,
 ) -> ArtifactRef:
@@ -56,8 +56,8 @@ def generate_arm(
     logger = get_run_logger()
     return generate.generate(
         prompts,
-        resolve_base(recipe.student, store),
-        adapter,
+        resolve_base(answerer.student, store),
+        answerer.adapter,
         recipe.evaluation,
         store,
         split=split,

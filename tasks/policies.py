@@ -1,6 +1,7 @@
 """How tasks retry and what they remember: the only place where such numbers live.
 
-Per-request retrying is `potstill.llm.retrying`; no cause is retried in both places.
+A request that fails is asked again by `potstill.llm.retrying`, which bridges seconds. A batch's retry bridges an outage:
+once that policy has given up on some of its prompts, only those are asked again, a minute later.
 """
 
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 from prefect import task, unmapped
 from prefect.artifacts import create_table_artifact
+from prefect.futures import wait
 from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
@@ -10,16 +11,22 @@ from potstill.ledger import Ledger
 from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
 from potstill.teacher.asking import BatchReport
-from potstill.teacher.plan import batch_key, split_batches
+from potstill.teacher.plan import batch_key, open_batches, split_batches
 from potstill.teacher.sharing import plan_of, shared_session
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
 
 
 def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """Every prompt answered once. A re-run pays only for what is missing."""
-    indexes = range(len(split_batches(plan_of(recipe, prompts))))
-    batches = teach_batch.map(index=indexes, recipe=unmapped(recipe), prompts=unmapped(prompts))
-    batches.wait()
+    plan = plan_of(recipe, prompts)
+    asking = open_batches(plan, Ledger())
+    done = sorted(set(range(len(split_batches(plan)))) - set(asking))
+    what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
+    batches = [
+        *teach_batch.map(index=done, **what),
+        *teach_batch.with_options(refresh_cache=True).map(index=asking, **what),  # the ledger knows better than a cache
+    ]
+    wait(batches)
     for batch in batches:
         batch.result()
     return collect_completions(recipe, prompts)

@@ -5,6 +5,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
+from potstill.evaluation.generate import Answerer
 from potstill.recipe import Recipe
 from potstill.student.base import resolve_base
 from potstill.training import examples, launch
@@ -18,7 +19,8 @@ def train(recipe: Recipe, prompts: ArtifactRef, dataset: ArtifactRef) -> Artifac
     student = train_sft(recipe, dataset)
     if recipe.training.dpo is None:
         return student
-    own_outputs = generate_arm(recipe, prompts, "base", split="train", limit=recipe.training.dpo.max_pairs)
+    base = Answerer(student=recipe.student)
+    own_outputs = generate_arm(recipe, prompts, "base", base, split="train", limit=recipe.training.dpo.max_pairs)
     pairs = examples.assemble_preferences(dataset, own_outputs, recipe.training.dpo.max_pairs, open_store())
     return train_dpo(recipe, pairs, student)
 

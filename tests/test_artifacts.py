@@ -217,7 +217,7 @@ class TestMirrorKey:
         before = store.mirror_key(KEY)
         store.build(KEY, "Rows", writing())
         assert store.mirror_key(KEY) == before == ArtifactStore(store.root).mirror_key(KEY)
-        assert before.endswith(f"/{KEY}")
+        assert before.startswith(f"{KEY}-")
 
     def test_it_does_not_change_when_something_else_is_built(self, store):
         store.build(KEY, "Rows", writing())
@@ -243,6 +243,16 @@ class TestMirrorKey:
         before = store.mirror_key(KEY)
         shutil.rmtree(store.root / "keys")
         assert store.mirror_key(KEY) != before
+
+    def test_a_lost_record_of_one_key_changes_it_though_its_artefact_is_whole(self, store):
+        store.build(KEY, "Rows", writing())
+        before = store.mirror_key(KEY)
+        (store.root / "keys" / f"{KEY}.json").unlink()
+        after = store.mirror_key(KEY)
+        assert after != before
+        assert store.lookup(KEY) is None
+        store.build(KEY, "Rows", writing())
+        assert store.mirror_key(KEY) == after
 
     def test_another_store_has_another(self, store, tmp_path):
         assert store.mirror_key(KEY) != ArtifactStore(tmp_path / "other").mirror_key(KEY)

@@ -99,7 +99,7 @@ def test_an_answer_is_found_by_its_key_in_any_later_ledger_of_the_same_database(
     again = Ledger(url)
     assert again.id == ledger.id
     assert again.find_answers(["k", "other"])["k"].reply == REPLY
-    assert again.count_answers(["k", "other"]) == 1
+    assert again.find_missing(["k", "other"]) == {"other"}
 
 
 def test_the_first_answer_of_a_key_stays(ledger: Ledger) -> None:
@@ -115,8 +115,14 @@ def test_more_keys_than_fit_one_query(ledger: Ledger) -> None:
     for key in (keys[0], keys[499], keys[500], keys[999], keys[1000], keys[1202]):
         settle(ledger, begun(ledger, plan(key)), plan(key), "answered", Usage(input=3, output=1))
     assert list(ledger.find_answers(keys)) == [keys[0], keys[499], keys[500], keys[999], keys[1000], keys[1202]]
-    assert ledger.count_answers(keys) == 6
+    assert len(ledger.find_missing(keys)) == 1203 - 6
     assert len(ledger.costs(keys)) == 6
+
+
+def test_what_was_refused_for_good_is_not_missing(ledger: Ledger) -> None:
+    settle(ledger, begun(ledger, plan("no")), plan("no"), "refused")
+    settle(ledger, begun(ledger, plan("later")), plan("later"), "failed")
+    assert ledger.find_missing(["no", "later", "never"]) == {"later", "never"}
 
 
 def test_refused_is_only_what_the_last_attempt_said(ledger: Ledger) -> None:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from potstill import __version__
-from potstill.errors import PotstillError, UsageError
+from potstill.errors import UsageError
+from potstill.exits import DEBUG_VARIABLE, exit_code_of
 
 DEBUG_FLAG = "--debug"
-INTERRUPTED = 130
-WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-"""What the operating system says of a path that the user gave wrongly: bad usage. Anything else, such as a full disk, is not."""
 
 COMMANDS = {
     "run": ("run:run", "Distil a recipe: curate, teach, train, evaluate, gate, release."),
@@ -34,7 +32,7 @@ app = App(
     version=__version__,
     help="Distils the production prompts of a frontier teacher into a small student of your own. "
     "Every command takes --debug for a traceback.",
-    suppress_keyboard_interrupt=False,  # `main` says how to go on
+    suppress_keyboard_interrupt=False,  # `exit_code_of` says how to go on
 )
 for _name, (_path, _help) in COMMANDS.items():
     app.command(f"potstill.cli.{_path}", name=_name, help=_help)
@@ -43,25 +41,10 @@ for _name, (_path, _help) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error is said in a line or two on standard error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = DEBUG_FLAG in given
-    if debug:
-        os.environ["POTSTILL_DEBUG"] = "1"  # for the processes that a command becomes or starts
+    if DEBUG_FLAG in given:
+        os.environ[DEBUG_VARIABLE] = "1"  # for the processes that a command becomes or starts
     tokens = [token for token in given if token != DEBUG_FLAG]
     try:
-        code = app(tokens, exit_on_error=False, result_action="return_value")
+        sys.exit(exit_code_of(lambda: app(tokens, exit_on_error=False, result_action="return_value")))
     except CycloptsError:
-        sys.exit(2)
-    except PotstillError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if debug:
-            raise
-        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
-        sys.exit(UsageError.exit_code if isinstance(error, WRONG_PATH) else PotstillError.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: run the same again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(UsageError.exit_code)

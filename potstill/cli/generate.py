@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -12,13 +12,7 @@ from potstill.errors import UsageError
 
 if TYPE_CHECKING:
     from potstill.artifacts import ArtifactRef, ArtifactStore
-    from potstill.evaluation.generate import Adapter, GenerationStep
-    from potstill.recipe import Student
-
-
-class _Answering(NamedTuple):
-    base: Student
-    adapter: Adapter | None
+    from potstill.evaluation.generate import Answerer, GenerationStep
 
 
 def generate(
@@ -56,27 +50,27 @@ def generate(
 
     config = checked(Evaluation, max_tokens=max_tokens, batch_size=batch_size)
     store = open_store()
-    answering = _answering(student, release, base, revision, store)
+    who = _answerer(student, release, base, revision, store)
     asked = _prompt_set(prompts, store)
     with progress("generate", None) as advance:
 
         def on_step(step: GenerationStep) -> None:
             advance(step.done, step.describe())
 
-        found = resolve_base(answering.base, store)
-        answers = stage.generate(asked, found, answering.adapter, config, store, on_step=on_step)
+        found = resolve_base(who.student, store)
+        answers = stage.generate(asked, found, who.adapter, config, store, on_step=on_step)
     store.export(answers, out)
     say({"prompts": answers.num_rows, "digest": answers.digest, "out": str(out)}, as_json=as_json)
     return 0
 
 
-def _answering(
+def _answerer(
     student: Path | None, release: str | None, base: str | None, revision: str | None, store: ArtifactStore
-) -> _Answering:
+) -> Answerer:
     from potstill import release_stage
     from potstill.artifacts import load_artifact
     from potstill.cli.flags import checked
-    from potstill.evaluation.generate import Adapter
+    from potstill.evaluation.generate import Adapter, Answerer
     from potstill.recipe import Student
     from potstill.release import ADAPTER, resolve
     from potstill.training.launch import KIND, read_spec
@@ -85,14 +79,11 @@ def _answering(
         raise UsageError("who shall answer? Give one of --student DIR, --release RECIPE and --base MODEL")
     if student is not None:
         ref = load_artifact(student, KIND)
-        return _Answering(
-            read_spec(student).student, Adapter(directory=str(student.absolute() / ADAPTER), digest=ref.digest)
-        )
+        adapter = Adapter(directory=str(student.absolute() / ADAPTER), digest=ref.digest)
+        return Answerer(student=read_spec(student).student, adapter=adapter)
     if release is not None:
-        version = resolve(store.root, release)
-        under = Student(base=version.base_location, revision=version.base_revision)
-        return _Answering(under, release_stage.adapter_of(version, store))
-    return _Answering(checked(Student, base=base, revision=revision), None)
+        return release_stage.answerer_of(resolve(store.root, release), store)
+    return Answerer(student=checked(Student, base=base, revision=revision))
 
 
 def _prompt_set(path: Path, store: ArtifactStore) -> ArtifactRef:

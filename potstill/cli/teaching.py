@@ -98,9 +98,9 @@ class _Teaching:
         return 0
 
     def _ask(self) -> BatchReport:
-        have = self.ledger.count_answers(answer.key for answer in self.plan.answers)
+        missing = self.ledger.find_missing(answer.key for answer in self.plan.answers)
         with (
-            self._counting(have) as on_step,
+            self._counting(len(self.plan.answers) - len(missing)) as on_step,
             TeacherSession(self.plan, self.ledger, self.request.budget_usd) as session,
         ):
             return session.answer(self.plan.answers, on_step)

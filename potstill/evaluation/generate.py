@@ -6,7 +6,7 @@ from pathlib import Path
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.errors import DataError
 from potstill.fingerprint import fingerprint
-from potstill.recipe import Evaluation
+from potstill.recipe import Evaluation, Student
 from potstill.records import Completion, Prompt, Row, Split, read_parquet, write_jsonl, write_parquet
 from potstill.run_folder import ChildStatus, RunFolder
 from potstill.student.base import Base
@@ -23,6 +23,14 @@ class Adapter(Row):
 
     directory: str
     digest: str
+
+
+class Answerer(Row):
+    """Who answers: a base, and the adapter that was trained on it."""
+
+    student: Student
+    adapter: Adapter | None = None
+    """None for the untaught base."""
 
 
 class GenerationSpec(Row):

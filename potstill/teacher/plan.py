@@ -8,6 +8,7 @@ import orjson
 
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
+from potstill.ledger import Ledger
 from potstill.llm.messages import ChatRequest
 from potstill.llm.pricing import Rates, find_rates
 from potstill.llm.providers import PROVIDERS
@@ -94,6 +95,13 @@ def split_batches(plan: TeachPlan) -> list[list[PlannedAnswer]]:
     """The plan in batches of `teacher.batch_size` answers."""
     size = plan.teacher.batch_size
     return [plan.answers[start : start + size] for start in range(0, len(plan.answers), size)]
+
+
+def open_batches(plan: TeachPlan, ledger: Ledger) -> list[int]:
+    """The indexes of the batches of which the ledger lacks an answer."""
+    missing = ledger.find_missing(answer.key for answer in plan.answers)
+    batches = split_batches(plan)
+    return [index for index, batch in enumerate(batches) if any(answer.key in missing for answer in batch)]
 
 
 def upper_bound_usd(plan: TeachPlan) -> Decimal:

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +22,7 @@ from potstill.run_record import find_record
 from potstill.training.launch import read_curve
 
 RUN_SECONDS = 600
+ORPHAN_SECONDS = 15
 
 
 class Outcome(NamedTuple):
@@ -94,12 +96,13 @@ class Line(NamedTuple):
         """Everything that runs for this line, whoever its parent is now: all of it inherits POTSTILL_HOME."""
         return [process for process in psutil.process_iter() if _home_of(process) == str(self.home)]
 
-    def is_prefects(self, process: psutil.Process) -> bool:
-        """True for the server that Prefect starts where no other is named."""
-        try:
-            return "prefect.server.api.server:create_app" in process.cmdline()
-        except psutil.NoSuchProcess:
-            return False
+    def wait_for_the_end(self) -> float:
+        """Wait until nothing runs for this line any more, and return the seconds that it took."""
+        began = time.monotonic()
+        while left := self.processes():
+            assert time.monotonic() - began < ORPHAN_SECONDS, f"still running: {left}"
+            time.sleep(0.05)
+        return time.monotonic() - began
 
     def outcome(self, summary: dict[str, Any]) -> Outcome:
         """What a finished run came to. It holds exactly one version, and every byte of that is right."""
