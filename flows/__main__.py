@@ -4,6 +4,7 @@ With no PREFECT_API_URL it needs no server; with one, the run is shown there. `p
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from flows.distill_student import distill_student
 from potstill.errors import PotstillError
-from potstill.exits import exit_code_of, wants_traceback
+from potstill.exits import DEBUG_VARIABLE, exit_code_of
 from potstill.gate import EXIT_CODES
 from potstill.keeper import start_keeper
 from potstill.recipe_file import load_recipe
@@ -32,8 +33,6 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--json", dest="as_json", action="store_true")
     arguments = parser.parse_args()
-    if not wants_traceback():
-        without_tracebacks()
     recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
     with temporary_settings(set_defaults={PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: SERVER_START_SECONDS}):
         state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
@@ -51,4 +50,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     keeper = start_keeper()
-    sys.exit(exit_code_of(main))
+    debug = os.environ.get(DEBUG_VARIABLE) == "1"
+    if not debug:
+        without_tracebacks()
+    sys.exit(exit_code_of(main, debug=debug))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from potstill.errors import ArtifactDamagedError, ArtifactMissingError
+from potstill.errors import ArtifactDamagedError, ArtifactError, ArtifactMissingError
 from potstill.fingerprint import code_revision, file_sha256, fingerprint
 from potstill.home import potstill_home
 
@@ -126,6 +126,14 @@ class ArtifactStore:
             return None
         return record.ref if _is_whole(self.root / record.ref.uri, record.ref) else None
 
+    def find(self, kind: str, digest: str) -> ArtifactRef | None:
+        """The artefact with this digest, every byte verified; None where the store does not hold it."""
+        directory = self.root / "artifacts" / kind / digest[:12]
+        try:
+            return load_artifact(directory, kind, expected_digest=digest)
+        except ArtifactError:
+            return None
+
     def mirror_key(self, key: StageKey) -> str:
         """The key under which a scheduler's own cache may remember what `key` names.
 
@@ -142,14 +150,14 @@ class ArtifactStore:
     def path(self, ref: ArtifactRef) -> Path:
         """The directory of an artefact; raises `ArtifactMissingError` where its manifest is gone or another's."""
         directory = self.root / ref.uri
-        if _read_manifest(directory).digest != ref.digest:
+        if read_manifest(directory).digest != ref.digest:
             raise ArtifactMissingError(
                 f"{directory} no longer holds {ref.kind} {ref.digest[:12]}: run the recipe again"
             )
         return directory
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
-        return _read_manifest(self.path(ref))
+        return read_manifest(self.path(ref))
 
     def export(self, ref: ArtifactRef, destination: Path) -> None:
         """Copy an artefact into a directory of the user's, its manifest last."""
@@ -218,7 +226,7 @@ def load_artifact(directory: Path, kind: str, *, expected_digest: str | None = N
 
     Errors: `ArtifactMissingError` (no manifest, or another artefact), `ArtifactDamagedError` (files differ from it).
     """
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(directory)
     if manifest.kind != kind:
         raise ArtifactMissingError(f"{directory} holds a {manifest.kind}, not a {kind}: name another directory")
     if expected_digest is not None and manifest.digest != expected_digest:
@@ -259,7 +267,7 @@ def _is_whole(directory: Path, ref: ArtifactRef) -> bool:
     return True
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):

@@ -59,6 +59,8 @@ class GateDecision(Row):
     more_prompts_needed: int | None
     """How many would decide an undecided gate if the observed rates held; None where no number would."""
     reasons: tuple[str, ...]
+    candidate: str | None = None
+    """Who answered as the candidate, where the evaluation knows it: only that student may be released on this."""
 
     @property
     def exit_code(self) -> int:
@@ -104,11 +106,13 @@ class _Finding(NamedTuple):
     more_prompts_needed: int | None
 
 
-def decide(lines: Iterable[ScoreLine], thresholds: Gate) -> GateDecision:
+def decide(lines: Iterable[ScoreLine], thresholds: Gate, candidate: str | None = None) -> GateDecision:
     """Decide from the scores of the arms `teacher`, `candidate` and, where one serves, `champion`.
 
     Passed needs every bound on the right side; rejected, one bound on the wrong side; everything between, or too few
-    prompts, is undecided.
+    prompts, is undecided. So is a candidate that would not pass if it had failed on the prompts that it has no score for.
+
+    `candidate` is who answered as the candidate, for the record.
 
     Errors: `DataError` for a missing arm, a prompt scored twice for one arm, a score outside 0…1.
     """
@@ -118,10 +122,10 @@ def decide(lines: Iterable[ScoreLine], thresholds: Gate) -> GateDecision:
             raise DataError(
                 f"no scores of the arm {arm!r}, only of {sorted(arms)}: the gate needs teacher and candidate"
             )
-    retention = _examine(_retention(thresholds), _pair(arms[CANDIDATE], arms[TEACHER]), thresholds)
+    retention = _compare(_retention(thresholds), arms[CANDIDATE], arms[TEACHER], thresholds)
     findings = [retention]
     if CHAMPION in arms:
-        findings.append(_examine(_not_inferior(thresholds), _pair(arms[CANDIDATE], arms[CHAMPION]), thresholds))
+        findings.append(_compare(_not_inferior(thresholds), arms[CANDIDATE], arms[CHAMPION], thresholds))
     verdicts: set[Verdict] = {finding.check.verdict for finding in findings}
     verdict: Verdict = "passed"
     if verdicts != {"passed"}:
@@ -138,6 +142,7 @@ def decide(lines: Iterable[ScoreLine], thresholds: Gate) -> GateDecision:
         checks=checks,
         more_prompts_needed=_most_needed(findings) if verdict == "undecided" else None,
         reasons=(*(check.detail for check in checks if check.verdict == verdict), *_losses(arms)),
+        candidate=candidate,
     )
 
 
@@ -229,6 +234,22 @@ def _not_inferior(thresholds: Gate) -> _Question:
         undefined="the candidate cannot be compared with the champion",
         unit=_points,
     )
+
+
+def _compare(question: _Question, candidate: _Scores, other: _Scores, thresholds: Gate) -> _Finding:
+    """The finding on the prompts that both have a score for; where the candidate's are missing, no pass rests on that."""
+    finding = _examine(question, _pair(candidate, other), thresholds)
+    missing = [prompt for prompt, score in other.items() if score is not None and candidate.get(prompt) is None]
+    if finding.check.verdict != "passed" or len(missing) <= MAX_SILENT_LOSS * len(other):
+        return finding
+    failed = dict.fromkeys(missing, 0.0)
+    if _examine(question, _pair({**candidate, **failed}, other), thresholds).check.verdict == "passed":
+        return finding
+    detail = (
+        f"{finding.check.detail}; but {len(missing)} of {len(other)} prompts have no score of the candidate, and it would "
+        "not pass if it had failed on them: have them scored"
+    )
+    return finding._replace(check=finding.check.model_copy(update={"verdict": "undecided", "detail": detail}))
 
 
 def _examine(question: _Question, scores: list[tuple[float, float]], thresholds: Gate) -> _Finding:

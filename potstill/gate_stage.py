@@ -4,13 +4,13 @@ from pathlib import Path
 
 from potstill import gate
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
-from potstill.evaluation.report import read_scores
+from potstill.evaluation.report import read_candidate, read_scores
 from potstill.fingerprint import fingerprint
 from potstill.gate import GateDecision
 from potstill.recipe import Gate
 
 STAGE = "gate"
-VERSION = 1
+VERSION = 2
 KIND = "GateDecision"
 DECISION = "decision.json"
 
@@ -23,7 +23,8 @@ def decide(evaluation: ArtifactRef, thresholds: Gate, store: ArtifactStore) -> A
     """The gate's decision on an `EvalReport`."""
 
     def produce(directory: Path) -> int:
-        decision = gate.decide(read_scores(store.path(evaluation)), thresholds)
+        found = store.path(evaluation)
+        decision = gate.decide(read_scores(found), thresholds, read_candidate(found))
         (directory / DECISION).write_text(decision.model_dump_json(indent=2))
         return decision.n
 

@@ -34,15 +34,19 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     lines = _find_lines(path, text)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(Recipe.model_fields)}")
+    places = {place: f"{path}:{line}" for place, line in lines.items()}
     for override in overrides:
-        _apply(data, override)
+        changed = _apply(data, override)
+        places = {place: where for place, where in places.items() if place[: len(changed)] != changed}
+        places[changed] = f"--set {override}"
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(path, lines, detail) for detail in error.errors())) from None
+        raise RecipeError("\n".join(_explain(path, places, detail) for detail in error.errors())) from None
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str) -> Location:
+    """Set one field and return its place."""
     name, separator, value = override.partition("=")
     if not separator:
         raise RecipeError(f"--set {override}: write it as section.field=VALUE, such as training.epochs=1")
@@ -53,6 +57,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override}: {section} is no section of the recipe")
         data = inner
     data[field] = _parse(f"--set {override}", value)
+    return (*sections, field)
 
 
 def _parse(where: str, text: str) -> Any:
@@ -90,10 +95,9 @@ def _line_numbers(path: Path, node: yaml.Node, place: Location = ()) -> dict[Loc
     return lines
 
 
-def _explain(path: Path, lines: dict[Location, int], detail: ErrorDetails) -> str:
+def _explain(path: Path, places: dict[Location, str], detail: ErrorDetails) -> str:
     place: Location = detail["loc"]
-    line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
-    where = f"{path}:{line}" if line else str(path)
+    where = next((places[place[:end]] for end in range(len(place), 0, -1) if place[:end] in places), str(path))
     name, value = _dotted(place), detail["input"]
     if detail["type"] == "extra_forbidden":
         allowed = allowed_values(Recipe, place)
@@ -106,7 +110,8 @@ def _explain(path: Path, lines: dict[Location, int], detail: ErrorDetails) -> st
     if detail["type"] == "value_error":
         return f"{where}: {name}: {detail['msg'].removeprefix('Value error, ')}"
     hint = ": write it in quotes" if detail["type"] == "string_type" and isinstance(value, _READ_AS_ANOTHER) else ""
-    return f"{where}: {name}: {value!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}{hint}"
+    said = detail["msg"].replace("a valid tuple", "a list")
+    return f"{where}: {name}: {value!r}: {said[0].lower()}{said[1:]}{hint}"
 
 
 def _suggest(given: str, allowed: list[str]) -> str:

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from potstill.task_kind import TaskKind
+from potstill.kinds import Split, TaskKind
 
-Split = Literal["train", "validation", "test"]
 Message = dict[str, Any]
 """One chat message in OpenAI's form: `{"role": …, "content": …}`, tool calls included."""
 
@@ -73,6 +72,11 @@ class Completion(Row):
     """Wall time of the request, or of this prompt's share of its batch."""
     quarantine: str | None = None
     """Why the answer must not be trained on; None when it may be."""
+
+
+def adapter_name(digest: str) -> str:
+    """What a student signs its completions with, where a teacher's carry the model's name."""
+    return f"adapter {digest[:12]}"
 
 
 class Example(Row):

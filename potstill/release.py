@@ -25,7 +25,7 @@ from potstill.artifacts import digest_files, load_artifact, sync, write_atomical
 from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.fingerprint import fingerprint
 from potstill.promotions import Alias, Aliases, came_true, move, promotions, read_aliases
-from potstill.records import Message, Row, write_jsonl
+from potstill.records import Message, Row, adapter_name, write_jsonl
 from potstill.student.base import PACKAGE_PREFIX, Base
 
 if TYPE_CHECKING:
@@ -104,15 +104,20 @@ def publish(
     `adapter` is the directory of a StudentAdapter artefact, inside a store or not; `golden` are test prompts with the
     evaluated student's answers, of which the first 20 are kept; `max_tokens` is the limit it was evaluated with.
 
-    Errors: `ReleaseError` where the decision did not pass, the adapter could run code, or the name is no recipe's;
+    Errors: `ReleaseError` where the decision did not pass or is about another student, the adapter could run code, or the name is no recipe's;
     `ArtifactMissingError`, `ArtifactDamagedError` where the adapter, or a version of the same digest, is not whole.
     """
     if decision.verdict != "passed":
         raise ReleaseError(f"release {recipe}: the gate's verdict is {decision.verdict}, only a passed one is released")
     directory = _recipe_directory(home, recipe)
     artefact = load_artifact(adapter, "StudentAdapter")
+    if decision.candidate not in {None, adapter_name(artefact.digest)}:
+        raise ReleaseError(
+            f"release {recipe}: the decision is about {decision.candidate}, this student is "
+            f"{adapter_name(artefact.digest)}: let this one answer, be scored and decided on"
+        )
     files = _adapter_files(adapter / ADAPTER)
-    digest = fingerprint({"files": files, "base": base.identity, "max_tokens": max_tokens})
+    digest = _digest(files, base.identity, max_tokens)
     version = Version(
         recipe=recipe,
         version=digest[:12],
@@ -193,11 +198,14 @@ def version_directory(home: Path, version: Version) -> Path:
 
 
 def verify(directory: Path) -> Version:
-    """Check every file of a version against its sha256, and that nothing was added.
+    """Check every file of a version against its sha256, that nothing was added, and its name against what it holds.
 
     Errors: `ArtifactDamagedError` naming the files that are missing, changed or strange.
     """
     version = _read_version(directory)
+    adapter = {name: digest for name, digest in version.files.items() if name.startswith(f"{ADAPTER}/")}
+    if version.digest != _digest(adapter, version.base_identity, version.max_tokens):
+        raise ArtifactDamagedError(f"{directory / VERSION_FILE} was changed: move the directory away and release again")
     found = digest_files(directory)
     found.pop(VERSION_FILE)
     wrong = sorted(name for name in found.keys() | version.files.keys() if found.get(name) != version.files.get(name))
@@ -206,6 +214,10 @@ def verify(directory: Path) -> Version:
             f"{directory}: {', '.join(wrong)} differ from {VERSION_FILE}: move the directory away and release again"
         )
     return version
+
+
+def _digest(adapter_files: dict[str, str], base_identity: str, max_tokens: int) -> str:
+    return fingerprint({"files": adapter_files, "base": base_identity, "max_tokens": max_tokens})
 
 
 def _recipe_directory(home: Path, recipe: str) -> Path:
@@ -256,6 +268,7 @@ def _write_version(final: Path, version: Version, adapter: Path, decision: str, 
     for path in (workplace, *(path for path in workplace.rglob("*") if path.is_dir())):
         sync(path)
     write_atomically(workplace / VERSION_FILE, version.model_copy(update={"files": files}).model_dump_json(indent=2))
+    (workplace / VERSION_FILE).chmod(0o444)
     final.parent.mkdir(exist_ok=True)
     workplace.rename(final)
     sync(final.parent)
@@ -282,6 +295,6 @@ def _read_version(directory: Path) -> Version:
         version = _parse_version((directory / VERSION_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         raise ArtifactDamagedError(f"{directory / VERSION_FILE} cannot be read: release the student again") from None
-    if version.version != directory.name:
+    if version.version != directory.name or version.version != version.digest[:12]:
         raise ArtifactDamagedError(f"{directory} holds {version.name}: move it back to where it was written")
     return version

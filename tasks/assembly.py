@@ -1,4 +1,4 @@
-"""Assembly: PromptSet + Completions → SFTDataset."""
+"""Assembly: PromptSet + Completions → SFTDataset, and with the base's own answers → PreferenceDataset."""
 
 from prefect import task
 
@@ -15,3 +15,13 @@ def _assemble_key(prompts: ArtifactRef, completions: ArtifactRef) -> StageKey:
 def assemble(prompts: ArtifactRef, completions: ArtifactRef) -> ArtifactRef:
     """The SFT dataset: what the student may learn from."""
     return examples.assemble_sft(prompts, completions, open_store())
+
+
+def _pairs_key(dataset: ArtifactRef, own_outputs: ArtifactRef, max_pairs: int) -> StageKey:
+    return examples.pairs_key(dataset, own_outputs, max_pairs)
+
+
+@task(cache_policy=mirror(_pairs_key), result_serializer="json")
+def assemble_pairs(dataset: ArtifactRef, own_outputs: ArtifactRef, max_pairs: int) -> ArtifactRef:
+    """The DPO pairs: the teacher's answers against the base's own."""
+    return examples.assemble_preferences(dataset, own_outputs, max_pairs, open_store())

@@ -8,8 +8,9 @@ from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.evaluation.generate import Answerer
 from potstill.recipe import Recipe
 from potstill.student.base import resolve_base
-from potstill.training import examples, launch
+from potstill.training import launch
 from potstill.training.spec import Point
+from tasks.assembly import assemble_pairs
 from tasks.evaluation import generate_arm
 from tasks.policies import CHILD_RETRIES, is_worth_retrying, mirror
 
@@ -21,7 +22,10 @@ def train(recipe: Recipe, prompts: ArtifactRef, dataset: ArtifactRef) -> Artifac
         return student
     base = Answerer(student=recipe.student)
     own_outputs = generate_arm(recipe, prompts, "base", base, split="train", limit=recipe.training.dpo.max_pairs)
-    pairs = examples.assemble_preferences(dataset, own_outputs, recipe.training.dpo.max_pairs, open_store())
+    pairs = assemble_pairs(dataset, own_outputs, recipe.training.dpo.max_pairs)
+    if pairs.num_rows == 0:
+        get_run_logger().warning("no DPO: the base answers every prompt as the teacher does, the SFT student stays")
+        return student
     return train_dpo(recipe, pairs, student)
 
 
@@ -42,8 +46,7 @@ def train_sft(recipe: Recipe, dataset: ArtifactRef) -> ArtifactRef:
     adapter = launch.train_sft(
         dataset, base, recipe.training, store, on_point=_log_point, recipe_fingerprint=recipe.fingerprint
     )
-    _show_curve(adapter, "training-sft")
-    return adapter
+    return _shown(adapter, "training-sft")
 
 
 def _dpo_key(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> StageKey:
@@ -64,15 +67,14 @@ def train_dpo(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> Artif
     tuned = launch.train_dpo(
         pairs, adapter, base, recipe.training, store, on_point=_log_point, recipe_fingerprint=recipe.fingerprint
     )
-    _show_curve(tuned, "training-dpo")
-    return tuned
+    return _shown(tuned, "training-dpo")
 
 
 def _log_point(point: Point) -> None:
     get_run_logger().info(point.describe())
 
 
-def _show_curve(adapter: ArtifactRef, key: str) -> None:
-    store = open_store()
-    curve = [point.model_dump(mode="json") for point in launch.read_curve(store.path(adapter))]
+def _shown(adapter: ArtifactRef, key: str) -> ArtifactRef:
+    curve = [point.model_dump(mode="json") for point in launch.read_curve(open_store().path(adapter))]
     create_table_artifact(curve, key=key, description="Loss by step")
+    return adapter

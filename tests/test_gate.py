@@ -171,6 +171,21 @@ class TestLosses:
             "10 without a score of the candidate, 3 without a score of the teacher"
         )
 
+    def test_a_candidate_without_scores_does_not_pass_by_those_that_it_has(self):
+        lines = scores(teacher=[1.0] * 200, candidate=[1.0] * 70 + [None] * 130)
+        decision = decide(lines, Gate(retention_floor=0.8))
+        assert (decision.verdict, decision.n) == ("undecided", 70)
+        assert "130 of 200 prompts have no score of the candidate" in decision.reasons[0]
+        assert decision.more_prompts_needed is None
+
+    def test_it_passes_where_it_would_even_if_it_had_failed_on_the_others(self):
+        lines = scores(teacher=[1.0] * 200, candidate=[1.0] * 190 + [None] * 10)
+        assert decide(lines, Gate(retention_floor=0.8)).verdict == "passed"
+
+    def test_prompts_without_a_score_of_the_teacher_are_not_held_against_the_candidate(self):
+        lines = scores(teacher=[1.0] * 150 + [None] * 50, candidate=[1.0] * 200)
+        assert decide(lines, FLOOR_95).verdict == "passed"
+
     def test_one_percent_is_not(self):
         decision = decide(scores(teacher=[1.0] * 200, candidate=[1.0] * 198 + [None] * 2), FLOOR_95)
         assert decision.reasons == (decision.checks[0].detail,)

@@ -193,7 +193,9 @@ class TestOverrides:
             ("training.epochs=[", "--set training.epochs=[: not valid YAML"),
             ("name=2026-13-45", "--set name=2026-13-45: not valid YAML"),
             ("training.epoch=1", "training.epoch: unknown field (value 1); did you mean epochs?"),
-            ("training.epochs=-1", "training.epochs: -1: input should be greater than 0"),
+            ("training.epochs=-1", "--set training.epochs=-1: training.epochs: -1: input should be greater than 0"),
+            ("training={epochs: -1}", "--set training={epochs: -1}: training.epochs: -1: input should be greater"),
+            ("curation.inputs=3", "--set curation.inputs=3: curation.inputs: 3: input should be a list"),
             ("training.dpo.betta=1", "training.dpo.betta: unknown field (value 1); did you mean beta?"),
         ],
     )

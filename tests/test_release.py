@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from potstill.artifacts import ArtifactStore, StageKey
+from potstill.artifacts import ArtifactStore, StageKey, load_artifact
 from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.gate import GateDecision
 from potstill.promotions import Aliases, came_true, promotions
 from potstill.recipe import Student
+from potstill.records import adapter_name
 from potstill.release import (
     Golden,
     Release,
@@ -66,6 +67,27 @@ def student(home: Path, seed: int, extra: dict[str, str] | None = None) -> Path:
     store = ArtifactStore(home)
     key = StageKey("train", 1, f"{seed:02d}{len(extra or {})}" * 10)
     return store.path(store.build(key, "StudentAdapter", produce))
+
+
+def test_a_decision_about_another_student_releases_nothing(tmp_path: Path) -> None:
+    mine, other = (load_artifact(student(tmp_path, seed), "StudentAdapter") for seed in (1, 2))
+    about_other = decision().model_copy(update={"candidate": adapter_name(other.digest)})
+    with pytest.raises(ReleaseError, match=f"is about adapter {other.digest[:12]}, this student is adapter"):
+        release(tmp_path, 1, decision=about_other)
+    assert aliases(tmp_path, "demo") == Aliases()
+    about_mine = decision().model_copy(update={"candidate": adapter_name(mine.digest)})
+    assert release(tmp_path, 1, decision=about_mine).alias == "champion"
+
+
+def test_a_version_whose_record_was_changed_is_damaged(tmp_path: Path) -> None:
+    release(tmp_path, 1)
+    directory = version_directory(tmp_path, resolve(tmp_path, "demo"))
+    record = directory / "version.json"
+    assert record.stat().st_mode & 0o222 == 0
+    record.chmod(0o644)
+    record.write_text(record.read_text().replace('"max_tokens": 16', '"max_tokens": 99'))
+    with pytest.raises(ArtifactDamagedError, match=r"version\.json was changed"):
+        verify(directory)
 
 
 def release(home: Path, seed: int, recipe: str = "demo", **changes: GateDecision) -> Release:

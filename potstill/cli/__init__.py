@@ -41,10 +41,11 @@ for _name, (_path, _help) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; an error is said in a line or two on standard error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if DEBUG_FLAG in given:
-        os.environ[DEBUG_VARIABLE] = "1"  # for the processes that a command becomes or starts
+    debug = DEBUG_FLAG in given
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
     tokens = [token for token in given if token != DEBUG_FLAG]
     try:
-        sys.exit(exit_code_of(lambda: app(tokens, exit_on_error=False, result_action="return_value")))
+        sys.exit(exit_code_of(lambda: app(tokens, exit_on_error=False, result_action="return_value"), debug=debug))
     except CycloptsError:
         sys.exit(UsageError.exit_code)

@@ -19,9 +19,9 @@ AsJson = Annotated[
 
 
 class Advance(Protocol):
-    """Tells how far a piece of work is; `note` is what is shown beside the bar."""
+    """Tells how far a piece of work is; `note` is what is shown beside the bar, `total` what only the work knows."""
 
-    def __call__(self, done: int, note: str = "") -> None: ...
+    def __call__(self, done: int, /, note: str = "", total: int | None = None) -> None: ...
 
 
 def say(summary: Mapping[str, Any], *, as_json: bool) -> None:
@@ -46,10 +46,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Advance]:
-    """A Rich bar with throughput and ETA on a terminal, a plain line now and then elsewhere; both on standard error."""
+def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator[Advance]:
+    """A Rich bar with throughput and ETA on a terminal, a plain line now and then elsewhere; both on standard error.
+
+    What was `done` before does not count as this run's throughput.
+    """
     if not sys.stderr.isatty():
-        yield _plain(label, total)
+        yield _plain(label, total, done)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -58,26 +61,27 @@ def progress(label: str, total: int | None) -> Iterator[Advance]:
     more = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     started = time.monotonic()
     with Progress(*columns, *more, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, note="", rate="")
+        task = bar.add_task(label, total=total, completed=done, note="", rate="")
 
-        def advance(done: int, note: str = "") -> None:
-            rate = f"{done / max(time.monotonic() - started, 0.001):.1f}/s"
-            bar.update(task, completed=done, note=note, rate=rate)
+        def advance(now: int, /, note: str = "", total: int | None = None) -> None:
+            rate = f"{(now - done) / max(time.monotonic() - started, 0.001):.1f}/s"
+            bar.update(task, completed=now, note=note, rate=rate, total=total)
 
         yield advance
 
 
-def _plain(label: str, total: int | None) -> Advance:
+def _plain(label: str, known_total: int | None, before: int) -> Advance:
     started = time.monotonic()
     last = started
 
-    def advance(done: int, note: str = "") -> None:
+    def advance(done: int, /, note: str = "", total: int | None = None) -> None:
         nonlocal last
         now = time.monotonic()
+        total = known_total if total is None else total
         if now - last < PLAIN_SECONDS and done != total:
             return
         last = now
-        rate = done / max(now - started, 0.001)
+        rate = (done - before) / max(now - started, 0.001)
         left = f", {(total - done) / rate:.0f} s left" if total and rate and done < total else ""
         of = f" of {total}" if total else ""
         print(f"{label}: {done}{of}, {rate:.1f}/s{left}{', ' + note if note else ''}", file=sys.stderr, flush=True)

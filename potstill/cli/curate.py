@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson, say
-from potstill.task_kind import TaskKind
+from potstill.kinds import TaskKind
 
 
 def curate(

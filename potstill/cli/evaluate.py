@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from potstill.cli.console import AsJson, say, show_table
 from potstill.errors import UsageError
-from potstill.task_kind import TaskKind
+from potstill.kinds import TaskKind
 
 if TYPE_CHECKING:
     from potstill.evaluation.metrics import ArmMetrics
@@ -35,7 +35,8 @@ def evaluate(
 
     Args:
         prompts: A PromptSet directory, or chat JSONL whose every line is a test prompt.
-        arm: NAME=completions.jsonl, or a directory that teach wrote; the gate reads teacher, candidate and champion.
+        arm: NAME=FILE with lines {id or prompt_id, completion}, or NAME=DIR that teach or generate wrote; the gate reads
+            teacher, candidate and champion.
         out: Directory to write report.json and scores.jsonl to.
         kind: What kind of task it is; default: as curated.
         labels: Classification: the allowed answers, separated by commas; default: every answer that is wanted.
@@ -48,7 +49,8 @@ def evaluate(
     rows = read_rows(prompts)
     tell_unread(rows)
     asked = list({row.prompt.prompt_id: row.prompt for row in rows.rows if row.prompt.split == "test"}.values())
-    named = [_arm(text) for text in arm]
+    prompt_ids = {row.row_id: row.prompt.prompt_id for row in rows.rows}
+    named = [_arm(text, prompt_ids) for text in arm]
     arms: Arms = dict(named)
     if len(arms) < len(named):
         raise UsageError(f"--arm: a name is given twice in {', '.join(name for name, _ in named)}: keep one each")
@@ -75,13 +77,13 @@ def _table_row(arm: ArmMetrics) -> list[str]:
     return [arm.arm, format_score(arm.score), interval, *(str(getattr(arm, name)) for name in COUNTS)]
 
 
-def _arm(text: str) -> tuple[str, dict[str, Completion]]:
+def _arm(text: str, prompt_ids: Mapping[str, str]) -> tuple[str, dict[str, Completion]]:
     from potstill.cli.inputs import read_completions
 
     name, separator, path = text.partition("=")
     if not separator or not name or not path:
         raise UsageError(f"--arm {text}: write NAME=completions.jsonl, such as teacher=out/completions.jsonl")
-    return name, {row.prompt_id: row for row in read_completions(Path(path)) if row.sample_index == 0}
+    return name, {row.prompt_id: row for row in read_completions(Path(path), prompt_ids) if row.sample_index == 0}
 
 
 def _task(kind: TaskKind, labels: str | None, asked: Iterable[Prompt], arms: Arms) -> Task:

@@ -9,6 +9,9 @@ from potstill.recipe import Part, Price
 
 P = TypeVar("P", bound=Part)
 
+SHORTER = {"retention_floor": "floor", "timeout_seconds": "timeout"}
+"""Fields whose flag is not their name."""
+
 
 def checked(part: type[P], /, **values: Any) -> P:
     """A section of the recipe from flags. Errors: `UsageError` naming the flag, its value and what is allowed."""
@@ -17,7 +20,8 @@ def checked(part: type[P], /, **values: Any) -> P:
     except ValidationError as error:
         said = []
         for detail in error.errors():
-            flag = "".join(f" --{str(part).replace('_', '-')}" for part in detail["loc"][:1]).strip()
+            names = (SHORTER.get(str(part), str(part)) for part in detail["loc"][:1])
+            flag = "".join(f"--{name.replace('_', '-')}" for name in names)
             message = detail["msg"].removeprefix("Value error, ")
             said.append(f"{flag} {detail['input']}: {message[0].lower()}{message[1:]}" if flag else message)
         raise UsageError("\n".join(said)) from None

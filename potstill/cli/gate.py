@@ -1,7 +1,7 @@
 """`potstill gate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from cyclopts import Parameter
 
@@ -42,8 +42,8 @@ def gate(
     thresholds = checked(
         Gate, retention_floor=floor, alpha=alpha, champion_margin=champion_margin, min_prompts=min_prompts
     )
-    path = scores if scores is not None else _scores_of(report)
-    decision = deploy_gate.decide(deploy_gate.read_score_lines(path), thresholds)
+    given = _given(report, scores)
+    decision = deploy_gate.decide(deploy_gate.read_score_lines(given.scores), thresholds, given.candidate)
     if out is not None:
         write_atomically(out, decision.model_dump_json(indent=2))
     if as_json:
@@ -56,8 +56,18 @@ def gate(
     return decision.exit_code
 
 
-def _scores_of(report: Path | None) -> Path:
-    from potstill.evaluation.report import SCORES
+class _Given(NamedTuple):
+    scores: Path
+    candidate: str | None
 
-    assert report is not None
-    return report / SCORES if report.is_dir() else report
+
+def _given(report: Path | None, scores: Path | None) -> _Given:
+    """The file of scores, and who is judged: what evaluate wrote is given by its directory or one of its files."""
+    from potstill.evaluation.report import REPORT, SCORES, read_candidate
+
+    path = report or scores
+    assert path is not None
+    directory = path.parent if path.name in {REPORT, SCORES} else path
+    if report is None or not (directory / REPORT).is_file():
+        return _Given(path / SCORES if path.is_dir() else path, None)
+    return _Given(directory / SCORES, read_candidate(directory))

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from potstill.cli.console import AsJson, progress, say
 from potstill.errors import UsageError
+from potstill.kinds import Split
 
 if TYPE_CHECKING:
     from potstill.artifacts import ArtifactRef, ArtifactStore
@@ -24,11 +25,15 @@ def generate(
     release: str | None = None,
     base: str | None = None,
     revision: str | None = None,
+    split: Split = "test",
+    limit: int | None = None,
     max_tokens: int = 512,
     batch_size: int = 16,
     as_json: AsJson = False,
 ) -> int:
     """Let a student answer the test split, for evaluate. Name one of --student, --release and --base.
+
+    The base's own answers to the train split are what a DPO rung of train rejects.
 
     The same command resumes a run that was cut off.
 
@@ -39,6 +44,8 @@ def generate(
         release: RECIPE for its champion, or RECIPE@VERSION.
         base: The untaught model: a hub id, a directory, or package:NAME.
         revision: Commit of the base's hub repository.
+        split: Which prompts of the set.
+        limit: Only so many of them, in the order of their ids.
         max_tokens: Longest answer, in tokens.
         batch_size: Prompts generated together.
     """
@@ -52,13 +59,13 @@ def generate(
     store = open_store()
     who = _answerer(student, release, base, revision, store)
     asked = _prompt_set(prompts, store)
-    with progress("generate", None) as advance:
+    with progress("generate") as advance:
 
         def on_step(step: GenerationStep) -> None:
-            advance(step.done, step.describe())
+            advance(step.done, f"{step.tokens_per_second:.0f} tokens/s", total=step.total)
 
         found = resolve_base(who.student, store)
-        answers = stage.generate(asked, found, who.adapter, config, store, on_step=on_step)
+        answers = stage.generate(asked, found, who.adapter, config, store, split=split, limit=limit, on_step=on_step)
     store.export(answers, out)
     say({"prompts": answers.num_rows, "digest": answers.digest, "out": str(out)}, as_json=as_json)
     return 0

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -79,15 +79,34 @@ class CompletionLine(NamedTuple):
     completion: Completion
 
 
-def read_completions(path: Path) -> list[Completion]:
-    """The completions of a directory, or of a JSONL file as `potstill teach` writes it; each prompt and sample once.
+def read_completions(path: Path, prompt_ids: Mapping[str, str]) -> list[Completion]:
+    """The completions of a directory, or of a JSONL file; each prompt and sample once.
+
+    A line is as `potstill teach` writes it, or only `{"prompt_id" or "id", "completion"}`; an id is that of the prompts'
+    own file, and `prompt_ids` gives what it stands for.
 
     Errors: `DataError` naming the line that is none.
     """
     if path.is_dir():
         return list(read_parquet(path / "completions.parquet", Completion))
-    rows = [_parse(path, number, line, Completion) for number, line in _lines(path)]
+    rows = [_parse(path, number, _whole(path, number, line, prompt_ids), Completion) for number, line in _lines(path)]
     return list({(row.prompt_id, row.sample_index): row for row in rows}.values())
+
+
+def _whole(path: Path, number: int, line: dict[str, Any], prompt_ids: Mapping[str, str]) -> dict[str, Any]:
+    """The line with what a bare answer leaves out."""
+    whole = {
+        "teacher": f"the answers of {path.name}",
+        "message": {"role": "assistant", "content": line.get("completion")},
+        "finish_reason": "stop",
+        "usage": {},
+        **line,
+    }
+    if "prompt_id" not in line:
+        if str(line.get("id")) not in prompt_ids:
+            raise DataError(f"{path}:{number}: id {line.get('id')!r} is none of the prompts': give prompt_id or id")
+        whole["prompt_id"] = prompt_ids[str(line["id"])]
+    return whole
 
 
 def read_completion_lines(path: Path) -> list[CompletionLine]:

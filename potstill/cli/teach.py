@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
 from potstill.errors import UsageError
-from potstill.task_kind import TaskKind
+from potstill.kinds import TaskKind
 
 if TYPE_CHECKING:
     from potstill.recipe import Task

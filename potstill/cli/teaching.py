@@ -108,7 +108,7 @@ class _Teaching:
     @contextmanager
     def _counting(self, have: int) -> Iterator[Callable[[Step], None]]:
         done = have
-        with progress("teach", len(self.plan.answers)) as advance:
+        with progress("teach", len(self.plan.answers), done=have) as advance:
 
             def on_step(step: Step) -> None:
                 nonlocal done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from potstill.records import Prompt
     from potstill.training.spec import Point
 
+PROMPTS_KIND = "PromptSet"
+
 
 def train(
     dataset: Annotated[Path, Parameter(name="DATASET", negative="")],
@@ -28,7 +31,7 @@ def train(
     test_fraction: float = 0.2,
     validation_fraction: float = 0.05,
     split_key: str = "potstill",
-    preferences: Path | None = None,
+    rejected: Path | None = None,
     dpo_learning_rate: float = 5e-6,
     epochs: float = 2.0,
     learning_rate: float = 2e-4,
@@ -40,7 +43,7 @@ def train(
     checkpoint_steps: int = 20,
     as_json: AsJson = False,
 ) -> int:
-    """Train a student on the teacher's answers: LoRA SFT, and DPO where preferences are given.
+    """Train a student on the teacher's answers: LoRA SFT, and DPO where the base's own answers are given.
 
     Prompts of the test split are never trained on. The same command resumes a run that was cut off.
 
@@ -49,11 +52,11 @@ def train(
         out: Directory to write the student to.
         base: A hub id, a directory, or package:NAME.
         revision: Commit of the hub repository.
-        prompts: The PromptSet whose splits hold; without it the keyed hash decides, as in curate.
-        test_fraction: As given to curate.
-        validation_fraction: As given to curate.
-        split_key: As given to curate.
-        preferences: A PreferenceDataset directory: adds a DPO rung.
+        prompts: The PromptSet whose splits hold, where it is not the one that was taught.
+        test_fraction: Of lines that come from no PromptSet: share that is kept from training.
+        validation_fraction: Of such lines: share to watch training with.
+        split_key: Of such lines: keys the split.
+        rejected: What `generate --base --split train` wrote: adds a DPO rung, the teacher's answers against these.
         dpo_learning_rate: Of the DPO rung.
         epochs: Passes over the data.
         learning_rate: Peak, falling linearly.
@@ -66,6 +69,7 @@ def train(
     """
     from potstill.artifacts import load_artifact, open_store
     from potstill.cli.flags import checked
+    from potstill.evaluation.generate import KIND as COMPLETIONS_KIND
     from potstill.recipe import Curation, Dpo, Student, Training
     from potstill.student.base import resolve_base
     from potstill.training import examples, launch
@@ -80,7 +84,7 @@ def train(
         lora_alpha=lora_alpha,
         seed=seed,
         checkpoint_steps=checkpoint_steps,
-        dpo=None if preferences is None else checked(Dpo, learning_rate=dpo_learning_rate),
+        dpo=None if rejected is None else checked(Dpo, learning_rate=dpo_learning_rate),
     )
     split = checked(
         Curation,
@@ -92,15 +96,19 @@ def train(
     store = open_store()
     found = resolve_base(checked(Student, base=base, revision=revision), store)
     rows = _dataset(dataset, prompts, split, store)
-    with progress("train", None) as advance:
+    with progress("train") as advance:
 
         def on_point(point: Point) -> None:
-            advance(point.step, point.describe())
+            advance(point.step, point.figures, total=point.total_steps)
 
         student = launch.train_sft(rows, found, config, store, on_point=on_point)
-        if preferences is not None:
-            pairs = load_artifact(preferences, examples.PREFERENCE_KIND)
-            student = launch.train_dpo(pairs, student, found, config, store, on_point=on_point)
+        if rejected is not None and config.dpo is not None:
+            own = load_artifact(rejected, COMPLETIONS_KIND)
+            pairs = examples.assemble_preferences(rows, own, config.dpo.max_pairs, store)
+            if pairs.num_rows == 0:
+                print(f"no DPO: {rejected} differs nowhere from the teacher's answers", file=sys.stderr)
+            else:
+                student = launch.train_dpo(pairs, student, found, config, store, on_point=on_point)
     store.export(student, out)
     status = launch.read_status(store.path(student))
     say({**status.model_dump(mode="json", exclude={"error", "is_fault_of_data"}), "out": str(out)}, as_json=as_json)
@@ -115,15 +123,30 @@ def _dataset(path: Path, prompts: Path | None, split: Curation, store: ArtifactS
     directory = path if path.is_dir() else path.parent
     if path.is_dir() and (path / examples.EXAMPLES).is_file():
         return load_artifact(path, examples.SFT_KIND)
-    if prompts is not None:
-        if not (directory / MANIFEST).is_file():
-            raise UsageError(f"{directory}: no manifest.json: with --prompts, name the directory that teach wrote")
-        return examples.assemble_sft(
-            load_artifact(prompts, "PromptSet"), load_artifact(directory, "Completions"), store
-        )
+    if (directory / MANIFEST).is_file():
+        completions = load_artifact(directory, "Completions")
+        asked = _taught_prompts(directory, store) if prompts is None else load_artifact(prompts, PROMPTS_KIND)
+        if asked is not None:
+            return examples.assemble_sft(asked, completions, store)
+    elif prompts is not None:
+        raise UsageError(f"{directory}: no manifest.json: with --prompts, name the directory that teach wrote")
     lines = read_completion_lines(path / "completions.jsonl" if path.is_dir() else path)
     taught = [(_in_split(prompt, split), completion) for prompt, completion in lines]
     return examples.assemble_lines(taught, store)
+
+
+def _taught_prompts(directory: Path, store: ArtifactStore) -> ArtifactRef | None:
+    """The PromptSet that teach was given, whose splits must hold; None where it was given chat lines."""
+    from potstill.artifacts import read_manifest
+
+    for digest in read_manifest(directory).inputs:
+        if (found := store.find(PROMPTS_KIND, digest)) is None:
+            raise UsageError(
+                f"{directory} was taught from a prompt set that is not in {store.root}: name it with --prompts, "
+                "so that its test split is not trained on"
+            )
+        return found
+    return None
 
 
 def _in_split(prompt: Prompt, config: Curation) -> Prompt:

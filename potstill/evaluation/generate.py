@@ -1,5 +1,6 @@
 """An arm's answers to a split of the prompts, generated in a child that a later run resumes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,15 +8,16 @@ from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.errors import DataError
 from potstill.fingerprint import fingerprint
 from potstill.recipe import Evaluation, Student
-from potstill.records import Completion, Prompt, Row, Split, read_parquet, write_jsonl, write_parquet
+from potstill.records import Completion, Prompt, Row, Split, adapter_name, read_parquet, write_jsonl, write_parquet
 from potstill.run_folder import ChildStatus, RunFolder
 from potstill.student.base import Base
 from potstill.tail import Tail
 
 STAGE = "generate"
-VERSION = 1
+VERSION = 2
 KIND = "Completions"
 ANSWERS = "answers.jsonl"
+SPEED = "speed.json"
 
 
 class Adapter(Row):
@@ -60,6 +62,13 @@ class GenerationStep(Row):
         return f"{self.done} of {self.total} prompts answered, {self.tokens_per_second:.0f} tokens/s"
 
 
+class ServedSpeed(Row):
+    """How fast a taught student answers one prompt at a time, which is how it is served."""
+
+    prompts: int
+    seconds_per_prompt: float
+
+
 OnStep = Callable[[GenerationStep], None]
 
 
@@ -97,7 +106,7 @@ def generate(
         base=base.location,
         revision=base.revision,
         adapter=adapter.directory if adapter else None,
-        name=f"adapter {adapter.digest[:12]}" if adapter else base.identity,
+        name=adapter_name(adapter.digest) if adapter else base.identity,
         config=config,
     )
 
@@ -108,11 +117,19 @@ def generate(
         answers = {row.prompt_id: row for row in read_answers(folder.path)}
         rows = [answers[prompt.prompt_id] for prompt in select_prompts(spec)]
         write_jsonl(directory / "completions.jsonl", rows)
-        written = write_parquet(directory / "completions.parquet", rows, Completion)
-        (folder.path / ANSWERS).unlink()
-        return written
+        if adapter is not None:
+            shutil.copy2(folder.path / SPEED, directory / SPEED)
+        return write_parquet(directory / "completions.parquet", rows, Completion)
 
-    return store.build(key, KIND, produce, inputs=(prompts,))
+    answers = store.build(key, KIND, produce, inputs=(prompts,))
+    for name in (ANSWERS, SPEED):  # only now: until the store has them, they are what a killed run goes on from
+        (folder.path / name).unlink(missing_ok=True)
+    return answers
+
+
+def read_speed(directory: Path) -> ServedSpeed:
+    """How fast the student answered whose completions a directory holds."""
+    return ServedSpeed.model_validate_json((directory / SPEED).read_bytes())
 
 
 def read_answers(run_dir: Path) -> list[Completion]:

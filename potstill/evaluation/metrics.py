@@ -47,6 +47,8 @@ class ArmMetrics(Row):
     """Prompts without an answer: 0 for a student, unscored for the teacher."""
     exact: float | None = None
     """Extraction: share of the scored prompts on which every field agrees."""
+    answered_by: str | None = None
+    """What every answer is signed with: a teacher's model, a base, an adapter; None where they differ."""
 
 
 class Disagreement(Row):
@@ -157,6 +159,7 @@ def _is_error(completion: Completion) -> bool:
 def _summarise(arm: str, metric: MetricName, samples: Sequence[_Sample]) -> ArmMetrics:
     values = [sample.score.value for sample in samples if sample.score.value is not None]
     interval = _interval(values)
+    names = {row.completion.teacher for row in samples if row.completion is not None}
     exact = [sample.score.exact for sample in samples if sample.score.exact is not None]
     return ArmMetrics(
         arm=arm,
@@ -169,6 +172,7 @@ def _summarise(arm: str, metric: MetricName, samples: Sequence[_Sample]) -> ArmM
         truncated=sum(row.completion is not None and row.completion.finish_reason == "length" for row in samples),
         errors=sum(row.completion is None or _is_error(row.completion) for row in samples),
         exact=sum(exact) / len(exact) if exact and metric == "field_f1" else None,
+        answered_by=names.pop() if len(names) == 1 else None,
     )
 
 

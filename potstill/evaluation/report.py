@@ -13,7 +13,7 @@ from potstill.recipe import Task
 from potstill.records import Completion, Prompt, read_jsonl, read_parquet, write_jsonl
 
 STAGE = "evaluate"
-VERSION = 1
+VERSION = 2
 KIND = "EvalReport"
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -47,6 +47,11 @@ def write_evaluation(
     evaluation = evaluate_arms(task, prompts, arms)
     (directory / REPORT).write_text(evaluation.report.model_dump_json(indent=2))
     return write_jsonl(directory / SCORES, evaluation.lines)
+
+
+def read_candidate(directory: Path) -> str | None:
+    """Who answered as the candidate; None where the evaluation does not know."""
+    return next((arm.answered_by for arm in read_report(directory).arms if arm.arm == "candidate"), None)
 
 
 def read_report(directory: Path) -> EvalReport:

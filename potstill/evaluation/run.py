@@ -4,12 +4,24 @@ import sys
 import time
 from pathlib import Path
 
-from potstill.evaluation.generate import ANSWERS, GenerationSpec, GenerationStep, read_answers, select_prompts
+from potstill.artifacts import write_atomically
+from potstill.evaluation.generate import (
+    ANSWERS,
+    SPEED,
+    GenerationSpec,
+    GenerationStep,
+    ServedSpeed,
+    read_answers,
+    select_prompts,
+)
 from potstill.records import Completion, Prompt, Usage
 from potstill.run_folder import ChildStatus, RunFolder
 from potstill.student.generator import Conversation, Generated, StudentGenerator
 
 ADAPTER = "student"
+TIMED_PROMPTS = 20
+TIMED_SECONDS = 20.0
+"""No further prompt is timed after so long."""
 
 
 def main() -> None:
@@ -26,7 +38,8 @@ def _generate(spec: GenerationSpec, folder: RunFolder) -> ChildStatus:
     answers = folder.path / ANSWERS
     answers.write_bytes(b"".join(row.model_dump_json().encode() + b"\n" for row in known))
     missing = [prompt for prompt in prompts if prompt.prompt_id not in have]
-    if not missing:
+    is_timed = spec.adapter is None or (folder.path / SPEED).exists()
+    if not missing and is_timed:
         return ChildStatus()
     adapters = {ADAPTER: Path(spec.adapter)} if spec.adapter else None
     generator = StudentGenerator(spec.base, spec.revision, adapters)
@@ -51,7 +64,21 @@ def _generate(spec: GenerationSpec, folder: RunFolder) -> ChildStatus:
             done = len(have) + start + len(batch)
             step = GenerationStep(done=done, total=len(prompts), tokens_per_second=tokens / seconds)
             progress.write(step.model_dump_json().encode() + b"\n")
+    if not is_timed:
+        write_atomically(folder.path / SPEED, _time_one_by_one(generator, prompts, spec).model_dump_json())
     return ChildStatus()
+
+
+def _time_one_by_one(generator: StudentGenerator, prompts: list[Prompt], spec: GenerationSpec) -> ServedSpeed:
+    began = time.monotonic()
+    seconds: list[float] = []
+    for prompt in prompts[:TIMED_PROMPTS]:
+        encoded = generator.encode(Conversation(prompt.messages, prompt.tools))
+        generator.answer(encoded, adapter=ADAPTER, max_tokens=spec.config.max_tokens, on_text=lambda _: True)
+        seconds.append(time.monotonic() - began - sum(seconds))
+        if sum(seconds) > TIMED_SECONDS:
+            break
+    return ServedSpeed(prompts=len(seconds), seconds_per_prompt=sum(seconds) / len(seconds))
 
 
 def _completion(prompt: Prompt, generated: Generated, name: str, seconds: float) -> Completion:

@@ -7,8 +7,9 @@ from pathlib import Path
 from potstill.artifacts import ArtifactRef, ArtifactStore, write_atomically
 from potstill.curation import curate
 from potstill.curation.curate import CurationSummary
+from potstill.evaluation.generate import read_speed
 from potstill.evaluation.metrics import ArmMetrics, EvalReport
-from potstill.evaluation.report import read_arms, read_first_samples, read_report
+from potstill.evaluation.report import read_arms, read_report
 from potstill.gate import CANDIDATE, GateDecision, Verdict
 from potstill.gate_stage import read_decision
 from potstill.records import Row
@@ -114,7 +115,7 @@ def _report_data(
         verdict=decision.verdict,
         reasons=decision.reasons,
         checks=tuple(CheckRow(**check.model_dump()) for check in decision.checks),
-        arms=tuple(ArmRow(**arm.model_dump(exclude={"exact"})) for arm in evaluation.arms),
+        arms=tuple(ArmRow(**arm.model_dump(exclude={"exact", "answered_by"})) for arm in evaluation.arms),
         floor=decision.floor,
         retention=decision.retention,
         retention_low=decision.lower,
@@ -186,17 +187,18 @@ def _lineage(run: RunRecord, store: ArtifactStore) -> tuple[LineageRow, ...]:
 
 
 def _cost_per_1k(run: RunRecord, spend: CompletionsSummary, store: ArtifactStore) -> CostPer1k:
-    answers = read_first_samples(store.path(read_arms(store.path(run.evaluation))[CANDIDATE]))
-    seconds = sum(row.seconds for row in answers.values()) / len(answers)
+    speed = read_speed(store.path(read_arms(store.path(run.evaluation))[CANDIDATE]))
     per_hour = run.recipe.serving.usd_per_hour
-    teacher = spend.total_cost_usd / spend.prompts * THOUSAND
-    student = per_hour / 3600 * Decimal(f"{seconds:.6f}") * THOUSAND
+    answers = spend.answered + spend.quarantined
+    teacher = spend.total_cost_usd / answers * THOUSAND
+    student = per_hour / 3600 * Decimal(f"{speed.seconds_per_prompt:.6f}") * THOUSAND
     return CostPer1k(
         teacher=teacher,
         student=student,
         how=(
-            f"Teacher: the bill of this run, divided by its {spend.prompts:,} prompts. Student: {seconds:.3f} s of the "
-            f"machine for a request, as measured in the evaluation, at {format_usd(per_hour)} an hour, the machine busy all the time."
+            f"Teacher: the bill of this run, divided by its {answers:,} answers. Student: {speed.seconds_per_prompt:.3f} s of "
+            f"the machine for a request, measured on {speed.prompts} test prompts one at a time, as it is served, at "
+            f"{format_usd(per_hour)} an hour, the machine busy all the time."
         ),
     )
 

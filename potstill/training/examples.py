@@ -10,6 +10,7 @@ from potstill.records import Completion, Example, Preference, Prompt, Row, Split
 
 STAGE = "assemble"
 VERSION = 1
+PAIRS_VERSION = 2
 SFT_KIND = "SFTDataset"
 PREFERENCE_KIND = "PreferenceDataset"
 EXAMPLES = "examples.parquet"
@@ -48,14 +49,20 @@ def assemble_sft(prompts: ArtifactRef, completions: ArtifactRef, store: Artifact
     return store.build(key, SFT_KIND, produce, inputs=(prompts, completions))
 
 
+def pairs_key(dataset: ArtifactRef, base_outputs: ArtifactRef, max_pairs: int) -> StageKey:
+    """The key of the DPO pairs."""
+    content = [dataset.digest, base_outputs.digest, max_pairs]
+    return StageKey("assemble-preferences", PAIRS_VERSION, fingerprint(content))
+
+
 def assemble_preferences(
     dataset: ArtifactRef, base_outputs: ArtifactRef, max_pairs: int, store: ArtifactStore
 ) -> ArtifactRef:
     """DPO pairs: chosen is the teacher's answer, rejected the base's own; equal ones teach nothing and are dropped.
 
-    Errors: `DataError` where no pair is left.
+    It has no row where the base answers every prompt as the teacher does: then SFT is enough.
     """
-    key = StageKey("assemble-preferences", VERSION, fingerprint([dataset.digest, base_outputs.digest, max_pairs]))
+    key = pairs_key(dataset, base_outputs, max_pairs)
 
     def produce(directory: Path) -> int:
         rejected = {
@@ -63,8 +70,6 @@ def assemble_preferences(
         }
         examples = (row for row in read_parquet(store.path(dataset) / EXAMPLES, Example) if row.split == "train")
         pairs = sorted(_pairs(examples, rejected), key=lambda pair: pair.prompt_id)[:max_pairs]
-        if not pairs:
-            raise DataError("no DPO pair: the base answers every prompt as the teacher does, so SFT is enough")
         return write_parquet(directory / PAIRS, pairs, Preference)
 
     return store.build(key, PREFERENCE_KIND, produce, inputs=(dataset, base_outputs))

@@ -62,9 +62,11 @@ def train_sft(
         revision=base.revision,
         config=config,
     )
-    return store.build(
+    student = store.build(
         key, KIND, lambda out: _run(spec, out, on_point), inputs=(dataset,), recipe_fingerprint=recipe_fingerprint
     )
+    _forget_checkpoints(spec)
+    return student
 
 
 def train_dpo(
@@ -90,9 +92,11 @@ def train_dpo(
         adapter=str(store.path(adapter) / OUTPUT),
         config=config,
     )
-    return store.build(
+    student = store.build(
         key, KIND, lambda out: _run(spec, out, on_point), inputs=(pairs, adapter), recipe_fingerprint=recipe_fingerprint
     )
+    _forget_checkpoints(spec)
+    return student
 
 
 def read_curve(directory: Path) -> list[Point]:
@@ -116,5 +120,9 @@ def _run(spec: TrainingSpec, out: Path, on_point: OnPoint | None) -> int:
     shutil.copytree(folder.path / OUTPUT, out / OUTPUT)
     for path in (folder.spec, folder.progress, folder.status):
         shutil.copy2(path, out / path.name)
-    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
     return status.examples
+
+
+def _forget_checkpoints(spec: TrainingSpec) -> None:
+    """Only now: until the store has the adapter, they are what a killed run goes on from."""
+    shutil.rmtree(Path(spec.run_dir) / CHECKPOINTS, ignore_errors=True)

@@ -40,10 +40,15 @@ class Point(Row):
     """Since this process began to train."""
 
     def describe(self) -> str:
+        return f"step {self.step} of {self.total_steps}: {self.figures}"
+
+    @property
+    def figures(self) -> str:
+        """Losses and speed."""
         found = {"loss": self.loss, "validation loss": self.validation_loss}
         losses = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
         speed = f", {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second else ""
-        return f"step {self.step} of {self.total_steps}: {losses}{speed}"
+        return f"{losses}{speed}"
 
 
 class TrainingStatus(ChildStatus):

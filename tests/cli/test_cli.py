@@ -117,7 +117,7 @@ class TestUsage:
             (["curate", "in.jsonl", "--out", "o", "--test-fraction", ".98"], "leave nothing to train on"),
             (["gate"], "error: give the directory that evaluate wrote, or --scores FILE"),
             (["gate", "r", "--scores", "s"], "one of the two"),
-            (["gate", "--scores", "s", "--floor", "1.1"], "error: --retention-floor 1.1: input should be less than or"),
+            (["gate", "--scores", "s", "--floor", "1.1"], "error: --floor 1.1: input should be less than or"),
             (["evaluate", "--prompts", "in.jsonl", "--arm", "teacher", "--out", "o"], "write NAME=completions.jsonl"),
             (["evaluate", "--prompts", "in.jsonl", "--arm", "a=c", "--arm", "a=c", "--out", "o"], "given twice"),
             (
@@ -299,6 +299,20 @@ class TestGate:
         assert ended.json["retention"] == pytest.approx(right / n)
         assert (ended.json["more_prompts_needed"] is None) == (verdict != "undecided")
 
+    @pytest.mark.parametrize("named", ["report", "report/report.json", "report/scores.jsonl"])
+    def test_what_evaluate_wrote_is_named_by_its_directory_or_a_file_in_it(self, potstill, place, named):
+        chat = [
+            {"id": str(n), "messages": [{"role": "user", "content": f"q {n}"}], "reference": "a"} for n in range(60)
+        ]
+        write_lines(place / "chat.jsonl", chat)
+        write_lines(place / "answers.jsonl", [{"id": str(n), "completion": "a"} for n in range(60)])
+        arms = ["--arm", "teacher=answers.jsonl", "--arm", "candidate=answers.jsonl", "--labels", "a,b"]
+        assert potstill("evaluate", "--prompts", "chat.jsonl", *arms, "--out", "report").code == 0
+        ended = potstill("gate", named, "--floor", ".9", "--out", "decision.json", "--json")
+        assert (ended.code, ended.json["n"]) == (0, 60)
+        decided = json.loads((place / "decision.json").read_text())
+        assert decided["candidate"] == ("the answers of answers.jsonl")
+
     def test_without_json_the_reasons_come_before_the_verdict(self, potstill, place):
         write_lines(place / "scores.jsonl", scores(150))
         ended = potstill("gate", "--scores", "scores.jsonl")
@@ -371,7 +385,7 @@ class TestEvaluate:
         [
             ("{", "teacher.jsonl:1: not valid JSON"),
             ("[]", "teacher.jsonl:1: not an object"),
-            ('{"prompt_id": "x"}', "teacher.jsonl:1: teacher: field required"),
+            ('{"prompt_id": "x"}', "teacher.jsonl:1: completion: field required"),
         ],
     )
     def test_a_line_that_is_no_completion_is_named(self, potstill, place, answered, text, said):

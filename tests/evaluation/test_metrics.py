@@ -50,7 +50,16 @@ def test_accuracy_with_wilsons_interval():
     evaluation = evaluate_arms(COLOURS, prompts, {"candidate": answers(["Red."] * 8 + ["blue", "green"])})
     low, high = wilson_interval(8, 10)
     assert of(evaluation, "candidate") == ArmMetrics(
-        arm="candidate", metric="accuracy", score=0.8, low=low, high=high, n=10, unscored=0, truncated=0, errors=0
+        arm="candidate",
+        metric="accuracy",
+        score=0.8,
+        low=low,
+        high=high,
+        n=10,
+        unscored=0,
+        truncated=0,
+        errors=0,
+        answered_by="m",
     )
     assert evaluation.report.target == "reference"
     assert evaluation.report.num_prompts == 10

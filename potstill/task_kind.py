@@ -1,5 +1,0 @@
-"""What a student can be taught to do. Alone in a module, since a command's help must start without the models of rows."""
-
-from typing import Literal
-
-TaskKind = Literal["classification", "extraction"]
