@@ -19,7 +19,7 @@ from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying
 def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """Every prompt answered once. A re-run pays only for what is missing."""
     plan = plan_of(recipe, prompts)
-    asking = open_batches(plan, Ledger())
+    asking = open_batches(plan, Ledger()) if open_store().lookup(_collect_key(recipe, prompts)) is None else []
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
     batches = [

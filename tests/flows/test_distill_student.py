@@ -1,7 +1,9 @@
 """The parent flow, whole: a tiny student is taught, judged and released; what is done is not done again."""
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +13,13 @@ from prefect.client.schemas.objects import State
 
 from flows.distill_student import distill_student
 from potstill.artifacts import open_store
-from potstill.recipe import Recipe
+from potstill.recipe import Dpo, Recipe, Student
 from potstill.release import aliases, releases
 from potstill.report.run_report import RunSummary
 from potstill.run_record import find_record
+from potstill.teacher.collect import read_summary
+from potstill.training.launch import read_spec, read_status
+from tests.tiny_student import build_base
 
 pytestmark = pytest.mark.flow
 
@@ -105,12 +110,29 @@ def test_a_damaged_artefact_is_noticed_and_made_again(distilled: Distilled) -> N
     assert again.student == record.student
 
 
+def test_an_answer_that_the_ledger_lost_is_asked_again_and_no_other(distilled: Distilled) -> None:
+    store = open_store()
+    record = find_record(distilled.home, "tickets")
+    asked = distilled.requests()
+    with closing(sqlite3.connect(distilled.home / "ledger.db")) as ledger, ledger:
+        ledger.execute("DELETE FROM answers WHERE answer_key = (SELECT min(answer_key) FROM answers)")
+    assert run(distilled.recipe).name == "Completed"
+    assert distilled.requests() == asked, "the completions hold it still"
+    shutil.rmtree(store.path(record.completions))
+    assert run(distilled.recipe).name == "Completed"
+    assert distilled.requests() == asked + 1
+    again = find_record(distilled.home, "tickets")
+    assert read_summary(store.path(again.completions)).answered == 400
+    assert again.student == record.student
+
+
 def test_the_command_line_finds_what_the_flow_has_paid_for(distilled: Distilled, tmp_path: Path, capsys: Any) -> None:
     import json
 
     from potstill.cli import main
 
     store = open_store()
+    asked = distilled.requests()
     prompts = store.path(find_record(distilled.home, "tickets").prompts)
     teacher = ["--provider", "openai_compatible", "--base-url", distilled.teacher, "--model", "replay"]
     flags = [*teacher, "--price", "1,2", "--max-tokens", "16", "--out", str(tmp_path / "out"), "--json"]
@@ -120,7 +142,7 @@ def test_the_command_line_finds_what_the_flow_has_paid_for(distilled: Distilled,
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary["attempts"], summary["answered"]) == (0, 400)
     assert summary["total_cost_usd"] > 0
-    assert distilled.requests() == 400
+    assert distilled.requests() == asked
 
 
 def test_a_gate_with_too_few_prompts_is_undecided_and_releases_nothing(distilled: Distilled) -> None:
@@ -139,6 +161,32 @@ def test_a_student_that_learned_nothing_is_rejected_and_releases_nothing(distill
     assert (state.type.value, state.name) == ("COMPLETED", "GateRejected")
     assert releases(distilled.home, "untaught") == []
     assert find_record(distilled.home, "untaught").release is None
+
+
+def test_the_champion_answers_on_its_own_base_when_the_recipe_names_another(
+    distilled: Distilled, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    words = ["refund", "crash", *distilled.recipe.task.labels, "please", "help", "the", "my", "is", "and", "why"]
+    wider = build_base(tmp_path_factory.mktemp("wider"), words * 20, hidden=160)
+    champion = aliases(distilled.home, "tickets").champion
+    state = run(distilled.recipe.model_copy(update={"student": Student(base=str(wider))}))
+    assert state.name == "Completed"
+    summary = state.result()
+    assert (summary.arms["champion"].score or 0) > 0.95
+    now = aliases(distilled.home, "tickets")
+    assert (now.champion, now.previous) == (summary.release, champion)
+
+
+def test_a_dpo_rung_goes_on_from_the_sft_student(distilled: Distilled) -> None:
+    dpo = Dpo(max_pairs=24, learning_rate=1e-5)
+    training = distilled.recipe.training.model_copy(update={"dpo": dpo})
+    state = run(distilled.recipe.model_copy(update={"name": "polished", "training": training}))
+    assert state.name == "Completed"
+    assert (state.result().arms["candidate"].score or 0) > 0.95
+    store = open_store()
+    student = find_record(distilled.home, "polished").student
+    assert read_spec(store.path(student)).method == "dpo"
+    assert read_status(store.path(student)).examples == 24
 
 
 def test_an_empty_log_fails_with_its_reason(distilled: Distilled, tmp_path: Path) -> None:
