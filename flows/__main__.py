@@ -5,11 +5,11 @@ With no PREFECT_API_URL it needs no server; with one, the run is shown there. `p
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
 from prefect.exceptions import MissingResult
-from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from rich.console import Console
 
 from flows.distill_student import distill_student
@@ -21,9 +21,7 @@ from potstill.recipe_file import load_recipe
 from potstill.report.run_report import RunSummary
 from potstill.report.terminal import show_run
 from tasks.logs import without_tracebacks
-
-SERVER_START_SECONDS = 120
-"""On a busy machine Prefect's temporary server takes longer than the 20 s that it is given by default."""
+from tasks.server import start_server
 
 
 def main() -> int:
@@ -34,8 +32,8 @@ def main() -> int:
     parser.add_argument("--json", dest="as_json", action="store_true")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
-    with temporary_settings(set_defaults={PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: SERVER_START_SECONDS}):
-        state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
+    start_server()
+    state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
     try:
         summary = state.result()
     except MissingResult:
@@ -50,6 +48,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     keeper = start_keeper()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor as by Ctrl-C
     debug = os.environ.get(DEBUG_VARIABLE) == "1"
     if not debug:
         without_tracebacks()

@@ -76,8 +76,7 @@ def _replay_command(recipe: Recipe) -> list[str]:
 def _run(teacher_url: str) -> RunSummary:
     """The whole recipe, by the command that a user would type."""
     command = ["-m", "potstill.cli", "run", str(RECIPE), "--set", f"teacher.base_url={teacher_url}", "--json"]
-    env = {**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    env.setdefault("PREFECT_HOME", str(potstill_home() / "prefect"))
+    env = {"PREFECT_HOME": str(potstill_home() / "prefect"), **os.environ}
     done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=env, check=False)
     if not done.stdout.strip():
         raise SubprocessError(f"the run ended with status {done.returncode}: its reason stands above")

@@ -62,10 +62,14 @@ class Child:
         return self._process.poll()
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """SIGTERM to the group, then SIGKILL to what is left of it after the grace."""
+        """SIGTERM to the group, then SIGKILL to what is left of it after the grace.
+
+        A launcher goes at once; what it started may use the grace to save.
+        """
         self._signal_group(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace_seconds)
+        deadline = time.monotonic() + grace_seconds
+        while self._group_runs() and time.monotonic() < deadline:
+            time.sleep(0.05)
         self._signal_group(signal.SIGKILL)
         self._process.wait()
         self._close()
@@ -97,6 +101,18 @@ class Child:
     def _signal_group(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
+
+    def _group_runs(self) -> bool:
+        import psutil
+
+        def is_ours(process: psutil.Process) -> bool:
+            try:
+                return os.getpgid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE
+            except (psutil.Error, ProcessLookupError):
+                return False
+
+        self._process.poll()
+        return any(is_ours(process) for process in psutil.process_iter())
 
     def _close(self) -> None:
         if self._process.stdin is not None:

@@ -12,7 +12,7 @@ from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
 from potstill.teacher.asking import BatchReport
 from potstill.teacher.plan import batch_key, open_batches, split_batches
-from potstill.teacher.sharing import plan_of, shared_session
+from potstill.teacher.sharing import plan_of, shared_session, stop_sessions
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
 
 
@@ -26,9 +26,12 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
         *teach_batch.map(index=done, **what),
         *teach_batch.with_options(refresh_cache=True).map(index=asking, **what),  # the ledger knows better than a cache
     ]
-    wait(batches)
-    for batch in batches:
-        batch.result()
+    try:
+        for batch in wait(batches).done:
+            batch.result()
+    except KeyboardInterrupt:
+        stop_sessions()
+        raise
     return collect_completions(recipe, prompts)
 
 
@@ -66,8 +69,7 @@ def _collect_key(recipe: Recipe, prompts: ArtifactRef) -> StageKey:
 @task(cache_policy=mirror(_collect_key), result_serializer="json")
 def collect_completions(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """The answers of all batches as one artefact, quarantined ones marked."""
-    store = open_store()
-    plan = plan_of(recipe, prompts)
+    plan, store = plan_of(recipe, prompts), open_store()
     completions = stage.collect(plan, Ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)
     summary = stage.read_summary(store.path(completions))
     create_table_artifact(

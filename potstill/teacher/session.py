@@ -69,12 +69,18 @@ class TeacherSession:
             future.cancel()
             raise
 
-    async def _end(self) -> None:
-        """Whatever still runs is cancelled and closes its row in the ledger before the loop stops."""
+    def cancel(self) -> None:
+        """Stop all that is being asked, for whichever caller, once it has closed its row in the ledger."""
+        self._submit(self._cancel()).result()
+
+    async def _cancel(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+    async def _end(self) -> None:
+        await self._cancel()
         await self._client.__aexit__(None, None, None)
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
@@ -28,6 +29,7 @@ class _Shared:
         self.users = 0
 
 
+_stopped = threading.Event()
 _lock = threading.Lock()
 _open: dict[_SessionKey, _Shared] = {}
 
@@ -45,9 +47,23 @@ def _plan(recipe_json: str, prompts_json: str) -> TeachPlan:
     return make_plan(prompt_set_rows(rows), recipe.teacher, recipe.task)
 
 
+def stop_sessions() -> None:
+    """Cancel what is being asked, and let no further batch of this process begin: it is being interrupted."""
+    _stopped.set()
+    with _lock:
+        sessions = [shared.session for shared in _open.values()]
+    for session in sessions:
+        session.cancel()
+
+
 @contextmanager
 def shared_session(plan: TeachPlan, ledger: Ledger, budget_usd: Decimal | None) -> Iterator[TeacherSession]:
-    """The running session of this plan, ledger and cap; the first user opens it, the last one closes it."""
+    """The running session of this plan, ledger and cap; the first user opens it, the last one closes it.
+
+    Errors: those of `TeacherSession`; `CancelledError` after `stop_sessions`.
+    """
+    if _stopped.is_set():
+        raise CancelledError
     same = _SessionKey(plan.run, plan.teacher.model_dump_json(), ledger.id, budget_usd)
     with _lock:
         shared = _open.get(same)

@@ -15,7 +15,7 @@ from potstill.training.examples import EXAMPLES, PAIRS
 from potstill.training.spec import CHECKPOINTS, OUTPUT, Point, TrainingSpec, TrainingStatus, read_points
 
 STAGE = "train"
-VERSION = 1
+VERSION = 2
 KIND = "StudentAdapter"
 
 ACCELERATE = (

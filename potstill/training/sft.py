@@ -10,13 +10,13 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl.trainer import utils as trl_utils
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from potstill.errors import DataError
 from potstill.records import Example, read_parquet
 from potstill.run_folder import RunFolder
 from potstill.student.generator import Conversation, load_tokenizer, render_prompt
 from potstill.student.precision import compute_dtype
+from potstill.training.sampling import ResumableSFTTrainer
 from potstill.training.spec import TrainingSpec, TrainingStatus
 from potstill.training.trainer import Recorder, common_arguments, run_trainer
 
@@ -42,7 +42,7 @@ def train_sft(spec: TrainingSpec, folder: RunFolder) -> TrainingStatus:
     tokenizer = load_tokenizer(spec.base, spec.revision)
     rows = _load_rows(spec, tokenizer)
 
-    def make(recorder: Recorder) -> SFTTrainer:
+    def make(recorder: Recorder) -> ResumableSFTTrainer:
         arguments = SFTConfig(
             **common_arguments(spec),
             learning_rate=spec.config.learning_rate,
@@ -50,7 +50,7 @@ def train_sft(spec: TrainingSpec, folder: RunFolder) -> TrainingStatus:
             train_sampling_strategy="group_by_length",
             packing=False,
         )
-        return SFTTrainer(
+        return ResumableSFTTrainer(
             model=load_base(spec),
             args=arguments,
             train_dataset=rows.train,

@@ -1,6 +1,7 @@
 """What SFT and DPO share inside the training child: settings, checkpoints that are whole, and the curve."""
 
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from potstill.run_folder import RunFolder
 from potstill.student.precision import compute_dtype
+from potstill.subprocesses import PARENT_GONE
 from potstill.training.spec import CHECKPOINTS, OUTPUT, Point, TrainingSpec, TrainingStatus
 
 WHOLE = "is-whole"
@@ -90,6 +92,28 @@ def common_arguments(spec: TrainingSpec) -> dict[str, Any]:
     }
 
 
+class CheckpointOnStop(TrainerCallback):
+    """After SIGTERM, saves at the end of the step and ends the training."""
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the trainer's signature
+        state: TrainerState,  # noqa: ARG002 - same
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ARG002 - same
+    ) -> None:
+        if self.is_stopped:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _stop(self, *_: object) -> None:
+        self.is_stopped = True
+
+
 def last_checkpoint(spec: TrainingSpec) -> Path | None:
     """The newest checkpoint that is whole; those that are not are removed."""
     whole: list[tuple[int, Path]] = []
@@ -108,7 +132,12 @@ def run_trainer(make: Callable[[Recorder], Any], spec: TrainingSpec, folder: Run
         folder.progress.unlink(missing_ok=True)
     recorder = Recorder(folder)
     trainer = make(recorder)
+    stop = CheckpointOnStop()
+    trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.is_stopped and trainer.state.global_step < trainer.state.max_steps:
+        print(f"stopped at step {trainer.state.global_step}", flush=True)  # noqa: T201 - the child's log
+        raise SystemExit(PARENT_GONE)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     output = folder.path / OUTPUT

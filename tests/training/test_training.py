@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey, load_artifact
+from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.errors import DataError, SubprocessError
 from potstill.evaluation.generate import Adapter, generate
 from potstill.recipe import Dpo, Evaluation, Student, Training
 from potstill.records import Completion, Prompt, Usage, read_parquet, write_parquet
 from potstill.student.base import Base, resolve_base
 from potstill.training import launch
-from potstill.training.examples import SFT_KIND, assemble_lines, assemble_preferences
+from potstill.training.examples import assemble_lines, assemble_preferences
 
 pytestmark = pytest.mark.flow
 
@@ -80,6 +80,14 @@ def base(tiny_base: Path, store: ArtifactStore) -> Base:
     return resolve_base(Student(base=str(tiny_base)), store)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[float]:
+    """The losses of a training that nothing disturbs, 15 steps an epoch."""
+    store = ArtifactStore(tmp_path_factory.mktemp("uninterrupted"))
+    base = resolve_base(Student(base=str(tiny_base)), store)
+    return losses(store, launch.train_sft(assemble_lines(lines(300), store), base, CONFIG, store))
+
+
 def losses(store: ArtifactStore, ref: ArtifactRef) -> list[float]:
     return [point.loss for point in launch.read_curve(store.path(ref)) if point.loss is not None]
 
@@ -101,31 +109,45 @@ def test_a_student_learns_what_the_teacher_answers(store: ArtifactStore, dataset
 
 
 def test_killed_training_goes_on_from_its_checkpoint_with_the_same_losses(
-    tmp_path: Path, store: ArtifactStore, dataset: ArtifactRef, base: Base
+    store: ArtifactStore, dataset: ArtifactRef, base: Base, uninterrupted: list[float]
 ) -> None:
-    whole = launch.train_sft(dataset, base, CONFIG, store)
-    other = ArtifactStore(tmp_path / "other")
     killed: list[int] = []
 
     def kill(point: launch.Point) -> None:
-        if point.step >= 12 and not killed:
+        if point.step >= 22 and not killed:
             for process in psutil.process_iter(["pid", "cmdline"]):
                 command = process.info["cmdline"] or []
                 if (
                     "potstill.training.run" in command
-                    and str(other.root) in command[-1]
+                    and str(store.root) in command[-1]
                     and "accelerate" not in str(command)
                 ):
                     killed.append(process.pid)
                     process.kill()
 
     with pytest.raises(SubprocessError):
-        launch.train_sft(_copied(dataset, store, other), base, CONFIG, other, on_point=kill)
+        launch.train_sft(dataset, base, CONFIG, store, on_point=kill)
     assert killed
-    resumed = launch.train_sft(_copied(dataset, store, other), base, CONFIG, other)
-    status = launch.read_status(other.path(resumed))
-    assert status.resumed_from_step >= 5
-    assert losses(other, resumed) == pytest.approx(losses(store, whole), abs=1e-4)
+    resumed = launch.train_sft(dataset, base, CONFIG, store)
+    assert launch.read_status(store.path(resumed)).resumed_from_step == 20, "within the second epoch"
+    assert losses(store, resumed) == pytest.approx(uninterrupted, abs=1e-4)
+
+
+def test_an_interrupted_training_saves_where_it_is_and_goes_on_from_there(
+    store: ArtifactStore, dataset: ArtifactRef, base: Base, uninterrupted: list[float]
+) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_steps": 1000})
+
+    def interrupt(point: launch.Point) -> None:
+        if point.step >= 36:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch.train_sft(dataset, base, config, store, on_point=interrupt)
+    resumed = launch.train_sft(dataset, base, config, store)
+    status = launch.read_status(store.path(resumed))
+    assert 36 <= status.resumed_from_step < status.steps
+    assert losses(store, resumed) == pytest.approx(uninterrupted, abs=1e-4)
 
 
 @pytest.mark.parametrize("whole_group", [False, True])
@@ -172,10 +194,6 @@ def test_data_that_fits_no_example_is_a_fault_of_the_data(
 ) -> None:
     with pytest.raises(DataError, match="max_length 16"):
         launch.train_sft(dataset, base, CONFIG.model_copy(update={"max_length": 16, "seed": 1}), store)
-
-
-def _copied(dataset: ArtifactRef, store: ArtifactStore, other: ArtifactStore) -> ArtifactRef:
-    return load_artifact(store.path(dataset), SFT_KIND)
 
 
 def _wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:

@@ -1,0 +1,26 @@
+"""The Prefect server of a run for which none is named."""
+
+import os
+import signal
+
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL
+
+START_SECONDS = 120
+"""On a busy machine it takes longer than the 20 s that Prefect allows by default."""
+
+
+def start_server() -> None:
+    """Start Prefect's temporary server, unless `PREFECT_API_URL` names another.
+
+    Ctrl-C goes to every process of a terminal's group. The server must outlive it, so that the run can still say how it
+    ended: it inherits a mask that keeps the signal from it.
+    """
+    if PREFECT_API_URL.value():
+        return
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is sent to anybody from here
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        SubprocessASGIServer().start(START_SECONDS)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
