@@ -3,7 +3,7 @@
 Each value is replaced by a realistic stand-in out of a range reserved for examples (RFC 2606 domains, 555-01xx numbers,
 the card networks' test numbers), so that a text keeps its shape and a second pass changes nothing. Within one prompt the
 same value always gets the same stand-in. Numbers without separators or a "+" are not taken for phone numbers: identifiers
-look the same.
+look the same. A number in national form counts in North America and in the countries of `NATIONAL`.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
 
-VERSION = 2
+VERSION = 3
 
 T = TypeVar("T")
 
@@ -32,6 +32,9 @@ _SERVICE_EMAIL = re.compile(r"git@", re.IGNORECASE)
 _KEBAB_WORDS = re.compile(r"sk-(?:[a-z]{1,15}[-_]+)*[a-z]{1,15}")
 """Such as the CSS class sk-toggleable__content-arrow of scikit-learn's pages."""
 _ISBN = re.compile(r"(?:97[89][ -])?\d{1,5}[ -]\d{1,7}[ -]\d{1,7}[ -]\d")
+NATIONAL = ("GB", "DE", "FR")
+"""Countries whose numbers are recognised as they are written at home, with a leading 0 and gaps."""
+_NATIONAL = re.compile(r"\(?0[1-9]\d{0,4}\)?(?:[ -]\d{2,8})+")
 _DATE = re.compile(r"(?:19|20)\d\d([-.])\d{1,2}\1\d{1,2}(?!\d)")
 _MARKS = re.compile(r"[@0-9]|sk-|gh[pousr]_|github_pat_|hf_|AKIA|AIza|xox|k_(?:live|test)_|eyJ")
 """A text without any of these holds nothing that is looked for."""
@@ -53,7 +56,7 @@ def _is_iban(text: str) -> bool:
     from stdnum import iban
 
     reserved = {value.replace(" ", "") for value in _IBANS}
-    return text.replace(" ", "") not in reserved and iban.is_valid(text)
+    return text.replace(" ", "").upper() not in reserved and iban.is_valid(text)
 
 
 def _is_phone(text: str) -> bool:
@@ -66,8 +69,9 @@ def _is_phone(text: str) -> bool:
         return False
     if sum(len(group) == 1 for group in re.findall(r"\d+", text)) > 2:
         return False  # a row of numbers
+    homes = NATIONAL if _NATIONAL.fullmatch(text) else ("US",)
     try:
-        return phonenumbers.is_valid_number(phonenumbers.parse(text, "US"))
+        return any(phonenumbers.is_valid_number(phonenumbers.parse(text, home)) for home in homes)
     except phonenumbers.NumberParseException:
         return False
 
@@ -85,13 +89,13 @@ _KINDS = (
     ),
     _Kind(
         "email",
-        re.compile(r"[\w+](?:[\w.+'-]{0,62}[\w+'-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,}"),
+        re.compile(r"[\w+](?:[\w.+'-]{0,62}[\w+'-])?@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,}"),
         lambda text: not (_RESERVED_EMAIL.search(text) or _SERVICE_EMAIL.match(text)),
         lambda: (f"person{number}@example.com" for number in range(1, 10_000)),
     ),
     _Kind(
         "iban",
-        re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+        re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", re.IGNORECASE),
         _is_iban,
         lambda: cycle(_IBANS),
     ),

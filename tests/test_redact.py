@@ -9,10 +9,18 @@ from hypothesis import strategies as st
 from potstill.redact import Redactor
 
 PERSONAL = {
-    "email": ["jane.doe@acme.co.uk", "o'neil+tag@sub.mail.example-corp.de", "a_b@x.io"],
-    "phone": ["+44 20 7946 0958", "(212) 736-5000", "212-736-5000", "1-800-356-9377", "+33 1 42 68 53 00"],
+    "email": ["jane.doe@acme.co.uk", "jörg@müller.de", "o'neil+tag@sub.mail.example-corp.de", "a_b@x.io"],
+    "phone": [
+        "+44 20 7946 0958",
+        "(212) 736-5000",
+        "212-736-5000",
+        "1-800-356-9377",
+        "+33 1 42 68 53 00",
+        "020 7946 0018",
+        "0171 2345678",
+    ],
     "card": ["4539 1488 0343 6467", "4539148803436467", "371449635398431"],
-    "iban": ["NL91 ABNA 0417 1643 00", "NL91ABNA0417164300", "CH93 0076 2011 6238 5295 7"],
+    "iban": ["NL91 ABNA 0417 1643 00", "NL91ABNA0417164300", "nl91 abna 0417 1643 00", "CH93 0076 2011 6238 5295 7"],
     "api_key": [
         "sk-proj-abcdefghijklmnopqrstuvwx",
         "sk-ant-api03-abcdefghijklmnopqrst",
@@ -35,9 +43,11 @@ HARMLESS = [
     "version 1.2.3",
     "192.168.100.200",
     "3.14159265358979",
+    "0.1712345678 0.2079460018",
+    "007 0171-45",
     "np.array([1, 2, 3, 4, 5, 6, 7, 8])",
     "order 4539148803436468",  # fails the check digit
-    "NL92 ABNA 0417 1643 00",  # same
+    "NL92ABNA0417164300",  # same
     "2127365000",  # no separator: an identifier
     "@decorator",
     "a @ b",

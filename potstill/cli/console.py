@@ -78,7 +78,8 @@ def _plain(label: str, known_total: int | None, before: int) -> Advance:
         nonlocal last
         now = time.monotonic()
         total = known_total if total is None else total
-        if now - last < PLAIN_SECONDS and done != total:
+        is_end = done == total and last > started  # what is over at once needs no line
+        if now - last < PLAIN_SECONDS and not is_end:
             return
         last = now
         rate = (done - before) / max(now - started, 0.001)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from potstill.cli.console import AsJson, say
+from potstill.cli.console import AsJson, progress, say
 from potstill.kinds import TaskKind
 
 
@@ -49,7 +49,8 @@ def curate(
         max_bad_fraction=max_bad_fraction,
     )
     store = open_store()
-    ref = stage.curate(config, kind, store)
+    with progress("curate", stage.count_lines(stage.find_inputs(config.inputs))) as advance:
+        ref = stage.curate(config, kind, store, on_line=advance)
     store.export(ref, out)
     summary = stage.read_summary(store.path(ref))
     say({**summary.model_dump(mode="json"), "out": str(out)}, as_json=as_json)

@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +47,25 @@ def stage_key(config: Curation, kind: TaskKind) -> StageKey:
     return StageKey(STAGE, VERSION, digest)
 
 
-def curate(config: Curation, kind: TaskKind, store: ArtifactStore, *, recipe_fingerprint: str = "") -> ArtifactRef:
-    """The prompt set of these inputs. Errors: `DataError` where too many lines, or all, cannot be used."""
+OnLine = Callable[[int], None]
+
+
+def curate(
+    config: Curation,
+    kind: TaskKind,
+    store: ArtifactStore,
+    *,
+    on_line: OnLine | None = None,
+    recipe_fingerprint: str = "",
+) -> ArtifactRef:
+    """The prompt set of these inputs; `on_line` is told how many lines are read.
+
+    Errors: `DataError` where too many lines, or all, cannot be used.
+    """
     return store.build(
         stage_key(config, kind),
         KIND,
-        lambda directory: _Curator(config, kind).write(directory),
+        lambda directory: _Curator(config, kind, on_line).write(directory),
         recipe_fingerprint=recipe_fingerprint,
     )
 
@@ -76,6 +89,15 @@ def describe(summary: CurationSummary) -> str:
     return f"| | |\n|---|--:|\n{table}\n\nRedacted: {redactions}.\n"
 
 
+def count_lines(paths: Iterable[Path]) -> int:
+    """How many lines the files have, blank ones included."""
+    total = 0
+    for path in paths:
+        with path.open("rb") as file:
+            total += sum(1 for _ in file)
+    return total
+
+
 def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
     """Every file that the patterns name, sorted. Errors: `DataError` for a pattern that names none."""
     found: set[Path] = set()
@@ -97,8 +119,9 @@ class Sourced(NamedTuple):
 
 
 class _Curator:
-    def __init__(self, config: Curation, kind: TaskKind) -> None:
+    def __init__(self, config: Curation, kind: TaskKind, on_line: OnLine | None) -> None:
         self.config = config
+        self.on_line = on_line or (lambda _: None)
         self.kind: TaskKind = kind
         self.counts: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
@@ -152,6 +175,7 @@ class _Curator:
         for path in find_inputs(self.config.inputs):
             for line in read_lines(path):
                 self.counts["read"] += 1
+                self.on_line(self.counts["read"])
                 if line.prompt is None:
                     self.quarantined.append(quarantined_line(path, line))
                     continue
@@ -196,9 +220,18 @@ def redact_prompt(raw: RawPrompt, counts: Counter[str]) -> RawPrompt:
         messages=redactor.value(raw.messages),
         tools=redactor.value(raw.tools),
         reference=redactor.value(raw.reference),
+        workload=redactor.text(raw.workload),
+        row_id=_private_id(raw.row_id, redactor),
     )
     counts.update(redactor.counts)
     return redacted
+
+
+def _private_id(row_id: str | None, redactor: redact.Redactor) -> str | None:
+    """An id that is personal gives way to its hash, which tells rows apart as well."""
+    if row_id is None or redactor.text(row_id) == row_id:
+        return row_id
+    return f"id-{fingerprint(row_id)[:16]}"
 
 
 def write_private(path: Path, rows: list[QuarantinedLine]) -> None:

@@ -72,6 +72,13 @@ class TestAccount:
         assert prompt.source == f"{tmp_path / 'in.jsonl'}:2"
         assert (prompt.row_id, prompt.reference, prompt.workload) == ("9", "gold", "w")
 
+    def test_an_id_or_workload_that_names_a_person_names_nobody_and_still_tells_rows_apart(self, run):
+        rows = [chat(text, id=f"{who}@acme.io", task="for ann@acme.io") for text, who in (("a", "ann"), ("b", "bob"))]
+        ann, bob = run(*rows).prompts
+        assert "acme" not in f"{ann.row_id}{bob.row_id}{ann.workload}{bob.workload}"
+        assert ann.row_id != bob.row_id
+        assert run(*rows, name="again.jsonl").prompts[0].row_id == ann.row_id
+
     def test_unicode_form_and_outer_space_make_no_other_prompt_but_a_system_message_does(self, run):
         system = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "café"}]}
         assert run(chat("café"), chat("  cafe\u0301\n"), system).summary.kept == 2
