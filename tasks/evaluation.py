@@ -4,7 +4,6 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
-from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.evaluation import generate, report
@@ -14,6 +13,7 @@ from potstill.records import Split
 from potstill.release_stage import champion_of
 from potstill.student.base import resolve_base
 from tasks.policies import CHILD_RETRIES, is_worth_retrying, mirror
+from tasks.progress import watch
 
 BASE = "base"
 
@@ -53,7 +53,6 @@ def generate_arm(
 ) -> ArtifactRef:
     """One arm's answers to a split. A run that was cut off goes on where it stopped."""
     store = open_store()
-    logger = get_run_logger()
     return generate.generate(
         prompts,
         resolve_base(answerer.student, store),
@@ -62,7 +61,7 @@ def generate_arm(
         store,
         split=split,
         limit=limit,
-        on_step=lambda step: logger.info("%s: %s", arm, step.describe()),
+        on_step=watch(f"answers-{arm}"),
     )
 
 

@@ -9,20 +9,20 @@ from potstill.evaluation.generate import Answerer
 from potstill.recipe import Recipe
 from potstill.student.base import resolve_base
 from potstill.training import launch
-from potstill.training.spec import Point
 from tasks.assembly import assemble_pairs
 from tasks.evaluation import generate_arm
 from tasks.policies import CHILD_RETRIES, is_worth_retrying, mirror
+from tasks.progress import watch
 
 
 def train(recipe: Recipe, prompts: ArtifactRef, dataset: ArtifactRef) -> ArtifactRef:
     """The trained student: the SFT rung, then DPO against the base's own outputs where the recipe has it."""
     student = train_sft(recipe, dataset)
-    if recipe.training.dpo is None:
+    if (dpo := recipe.training.dpo) is None:
         return student
     base = Answerer(student=recipe.student)
-    own_outputs = generate_arm(recipe, prompts, "base", base, split="train", limit=recipe.training.dpo.max_pairs)
-    pairs = assemble_pairs(dataset, own_outputs, recipe.training.dpo.max_pairs)
+    own_outputs = generate_arm(recipe, prompts, "base", base, split="train", limit=dpo.max_pairs)
+    pairs = assemble_pairs(dataset, own_outputs, dpo.max_pairs)
     if pairs.num_rows == 0:
         get_run_logger().warning("no DPO: the base answers every prompt as the teacher does, the SFT student stays")
         return student
@@ -41,12 +41,11 @@ def _sft_key(recipe: Recipe, dataset: ArtifactRef) -> StageKey:
 )
 def train_sft(recipe: Recipe, dataset: ArtifactRef) -> ArtifactRef:
     """The SFT adapter. A run that was cut off goes on from its last checkpoint."""
-    store = open_store()
-    base = resolve_base(recipe.student, store)
+    base = resolve_base(recipe.student, store := open_store())
     adapter = launch.train_sft(
-        dataset, base, recipe.training, store, on_point=_log_point, recipe_fingerprint=recipe.fingerprint
+        dataset, base, recipe.training, store, on_point=watch("training-sft"), recipe_fingerprint=recipe.fingerprint
     )
-    return _shown(adapter, "training-sft")
+    return _shown(adapter, "curve-sft")
 
 
 def _dpo_key(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> StageKey:
@@ -62,16 +61,17 @@ def _dpo_key(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> StageK
 )
 def train_dpo(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> ArtifactRef:
     """The SFT adapter after the DPO rung."""
-    store = open_store()
-    base = resolve_base(recipe.student, store)
+    base = resolve_base(recipe.student, store := open_store())
     tuned = launch.train_dpo(
-        pairs, adapter, base, recipe.training, store, on_point=_log_point, recipe_fingerprint=recipe.fingerprint
+        pairs,
+        adapter,
+        base,
+        recipe.training,
+        store,
+        on_point=watch("training-dpo"),
+        recipe_fingerprint=recipe.fingerprint,
     )
-    return _shown(tuned, "training-dpo")
-
-
-def _log_point(point: Point) -> None:
-    get_run_logger().info(point.describe())
+    return _shown(tuned, "curve-dpo")
 
 
 def _shown(adapter: ArtifactRef, key: str) -> ArtifactRef:

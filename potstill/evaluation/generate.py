@@ -58,6 +58,10 @@ class GenerationStep(Row):
     total: int
     tokens_per_second: float
 
+    @property
+    def share(self) -> float:
+        return self.done / self.total
+
     def describe(self) -> str:
         return f"{self.done} of {self.total} prompts answered, {self.tokens_per_second:.0f} tokens/s"
 

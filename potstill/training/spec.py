@@ -43,6 +43,10 @@ class Point(Row):
         return f"step {self.step} of {self.total_steps}: {self.figures}"
 
     @property
+    def share(self) -> float:
+        return self.step / self.total_steps
+
+    @property
     def figures(self) -> str:
         """Losses and speed."""
         found = {"loss": self.loss, "validation loss": self.validation_loss}

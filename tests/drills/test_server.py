@@ -32,7 +32,18 @@ STAGES = {
 }
 BATCHES = {f"teach-batch-{index}" for index in range(4)}
 ARMS = {"generate-base", "generate-candidate"}
-UI_REPORTS = {"curation", "spend", "training-sft", "evaluation", "gate", "summary", "report"}
+UI_REPORTS = {
+    "curation",
+    "spend",
+    "training-sft",
+    "curve-sft",
+    "answers-base",
+    "answers-candidate",
+    "evaluation",
+    "gate",
+    "summary",
+    "report",
+}
 
 
 class Server(NamedTuple):
