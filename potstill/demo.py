@@ -9,14 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
 
 from potstill import release
-from potstill.errors import PotstillError, SubprocessError
+from potstill.errors import SubprocessError
+from potstill.exits import exit_code_of
 from potstill.home import potstill_home
 from potstill.recipe import Recipe
 from potstill.recipe_file import load_recipe
@@ -31,35 +32,45 @@ ANSWERS = Path("examples/demo/answers.jsonl")
 SUMMARY = Path("demo-summary.json")
 
 
+class Served(NamedTuple):
+    """What the served student said to a golden prompt."""
+
+    answer: str
+    golden: Golden
+
+
 def main() -> int:
     """Run the demo and return the exit code of its run."""
-    console = Console()
+    return exit_code_of(_demo, debug=False)
+
+
+def _demo() -> int:
     started = time.monotonic()
-    try:
-        recipe = load_recipe(RECIPE)
-        with _server(_replay_command(recipe)) as teacher:
-            run = _run(teacher["url"])
-        if run.verdict != "passed":
-            console.print(f"{run.headline}. Report: {run.report}", soft_wrap=True)
-            return 1
-        with _server(["-m", "potstill.cli", "serve", "--port", "0"]) as served:
-            answer, golden = _ask(recipe, served["url"])
-    except PotstillError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return error.exit_code
-    summary = {
+    SUMMARY.unlink(missing_ok=True)
+    recipe = load_recipe(RECIPE)
+    with _server(_replay_command(recipe)) as teacher:
+        run = _run(teacher["url"])
+    served = None
+    if run.verdict == "passed":
+        with _server(["-m", "potstill.cli", "serve", "--port", "0"]) as gateway:
+            served = _ask(recipe, gateway["url"])
+    seconds = round(time.monotonic() - started, 1)
+    SUMMARY.write_text(json.dumps(_summary(run, served, seconds), indent=2) + "\n")
+    _show(run, served, seconds)
+    return 0 if served is not None and served.answer == served.golden.expected else 1
+
+
+def _summary(run: RunSummary, served: Served | None, seconds: float) -> dict[str, Any]:
+    return {
         "arms": {name: arm.model_dump() for name, arm in run.arms.items()},
         "verdict": run.verdict,
         "spent_usd": float(run.spent_usd),
         "cost_per_1k_usd": {name: cost and float(cost) for name, cost in run.cost_per_1k_usd.items()},
-        "wall_seconds": round(time.monotonic() - started, 1),
+        "wall_seconds": seconds,
         "report": run.report,
-        "served_answer": answer,
-        "expected_answer": golden.expected,
+        "served_answer": served and served.answer,
+        "expected_answer": served and served.golden.expected,
     }
-    SUMMARY.write_text(json.dumps(summary, indent=2) + "\n")
-    _show(console, run, summary, golden)
-    return 0 if answer == golden.expected else 1
 
 
 def _replay_command(recipe: Recipe) -> list[str]:
@@ -98,24 +109,26 @@ def _server(arguments: list[str]) -> Iterator[dict[str, Any]]:
         process.wait()
 
 
-def _ask(recipe: Recipe, url: str) -> tuple[str, Golden]:
+def _ask(recipe: Recipe, url: str) -> Served:
     """The served student's answer to the first golden prompt, asked as any client would."""
     version = release.resolve(potstill_home(), recipe.name)
     golden = next(read_jsonl(release.version_directory(potstill_home(), version) / "golden.jsonl", Golden))
     body = {"model": recipe.name, "messages": golden.messages}
     reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
     reply.raise_for_status()
-    return reply.json()["choices"][0]["message"]["content"], golden
+    return Served(reply.json()["choices"][0]["message"]["content"], golden)
 
 
-def _show(console: Console, run: RunSummary, summary: dict[str, Any], golden: Golden) -> None:
+def _show(run: RunSummary, served: Served | None, seconds: float) -> None:
+    console = Console()
     remarks = {
-        "spent": f"{format_usd(run.spent_usd)}, what the recorded answers would have cost; no money left the machine",
-        "asked": str(golden.messages[-1]["content"]).strip().splitlines()[0][:76],
-        "served answer": f"{summary['served_answer']} (expected {golden.expected})",
-        "took": f"{summary['wall_seconds']} s",
+        "spent": f"{format_usd(run.spent_usd)}, what the recorded answers would have cost; no money left the machine"
     }
-    show_run(run, console, remarks=remarks)
+    if served is not None:
+        asked = str(served.golden.messages[-1]["content"]).strip().splitlines()[0]
+        remarks["asked"] = f"{asked[:76]} (a test prompt that it answered rightly: is what serves what was tested?)"
+        remarks["served answer"] = f"{served.answer} (expected {served.golden.expected})"
+    show_run(run, console, remarks={**remarks, "took": f"{seconds} s"})
     console.print("The teacher of this demo replays the true labels: it scores 1.00 by construction.", style="dim")
 
 

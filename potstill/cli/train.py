@@ -94,8 +94,8 @@ def train(
         split_key=split_key,
     )
     store = open_store()
-    found = resolve_base(checked(Student, base=base, revision=revision), store)
     rows = _dataset(dataset, prompts, split, store)
+    found = resolve_base(checked(Student, base=base, revision=revision), store)
     with progress("train") as advance:
 
         def on_point(point: Point) -> None:

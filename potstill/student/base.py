@@ -9,6 +9,7 @@ from potstill.artifacts import ArtifactStore, StageKey
 from potstill.errors import DataError
 from potstill.fingerprint import file_sha256, fingerprint
 from potstill.recipe import Student
+from potstill.student.hub import find_commit
 from potstill.subprocesses import run_child
 
 STAGE = "base"
@@ -24,6 +25,7 @@ class Base(NamedTuple):
     location: str
     """A directory, or a hub id."""
     revision: str | None
+    """The commit of a hub id."""
     identity: str
     """What stays the same as long as the weights do; part of every key that hangs on them."""
 
@@ -35,7 +37,8 @@ def resolve_base(student: Student, store: ArtifactStore) -> Base:
     """
     found = find_base(student)
     if found is None:
-        return Base(student, student.base, student.revision, f"{student.base}@{student.revision or 'main'}")
+        commit = find_commit(student.base, student.revision)
+        return Base(student, student.base, commit, f"{student.base}@{commit}")
     if found.is_file():
         digest = file_sha256(found)
         ref = store.build(
@@ -47,9 +50,9 @@ def resolve_base(student: Student, store: ArtifactStore) -> Base:
 
 
 def find_base(student: Student) -> Path | None:
-    """The GGUF file of a package, or a directory of weights; None for a hub id, which only the hub knows.
+    """The GGUF file of a package, or a directory of weights; None for a hub id that the hub, or its cache, knows.
 
-    Errors: `DataError` where there is no such package, no model in it, or no model in the directory.
+    Errors: `DataError` where there is no such package, no model in it, no model in the directory, or no such hub id.
     """
     if student.base.startswith(PACKAGE_PREFIX):
         return _packaged_gguf(student.base.removeprefix(PACKAGE_PREFIX))
@@ -60,6 +63,7 @@ def find_base(student: Student) -> Path | None:
         return directory
     if student.base.startswith((".", "/", "~")):
         raise DataError(f"student.base {student.base}: no such directory")
+    find_commit(student.base, student.revision)
     return None
 
 

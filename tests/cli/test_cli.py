@@ -139,9 +139,6 @@ class TestUsage:
         [
             (["curate", "gone.jsonl", "--out", "o"], "error: input gone.jsonl: no such file (looked from "),
             (["curate", "gone-*.jsonl", "--out", "o"], "error: input gone-*.jsonl: no such file"),
-            (["train", "gone", "--out", "o", "--base", "."], "error: student.base .: no config.json in it"),
-            (["train", "gone", "--out", "o", "--base", "./gone"], "error: student.base ./gone: no such directory"),
-            (["train", "gone", "--out", "o", "--base", "package:gone"], "not installed: pip install --no-deps gone"),
             (["train", "gone", "--out", "o", "--base", "some/hub-id"], "error: gone: no such file: name a completions"),
             (
                 ["evaluate", "--prompts", "gone", "--arm", "a=b", "--out", "o"],
