@@ -1,7 +1,6 @@
 """`make demo`: the main job from the log to the served answer, with a replayed teacher. Asks nothing, leaves nothing running."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -87,8 +86,7 @@ def _replay_command(recipe: Recipe) -> list[str]:
 def _run(teacher_url: str) -> RunSummary:
     """The whole recipe, by the command that a user would type."""
     command = ["-m", "potstill.cli", "run", str(RECIPE), "--set", f"teacher.base_url={teacher_url}", "--json"]
-    env = {"PREFECT_HOME": str(potstill_home() / "prefect"), **os.environ}
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=env, check=False)
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=False)
     if not done.stdout.strip():
         raise SubprocessError(f"the run ended with status {done.returncode}: its reason stands above")
     return RunSummary.model_validate_json(done.stdout.strip().splitlines()[-1])

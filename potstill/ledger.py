@@ -94,7 +94,9 @@ class Ledger:
             with self._engine.begin() as connection:
                 metadata.create_all(connection)
                 self.id = self._identify(connection)
-        except (SQLAlchemyError, ImportError, OSError) as error:
+        except ImportError as error:
+            raise UsageError(f"ledger {self.url}: {error}: pip install 'potstill[postgres]'") from None
+        except (SQLAlchemyError, OSError) as error:
             raise UsageError(f"ledger {self.url}: {str(error).partition(chr(10))[0]}. {REMEDY}") from None
 
     def find_answers(self, keys: Iterable[str]) -> dict[str, Answer]:

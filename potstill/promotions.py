@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import orjson
 from pydantic import ValidationError
 
 from potstill.artifacts import write_atomically
@@ -62,10 +61,13 @@ def read_aliases(directory: Path) -> Aliases:
 
 
 def promotions(directory: Path) -> list[Promotion]:
-    """The log, oldest line first; what a crash left of a line is no line."""
+    """The log, oldest line first; what a crash left of a line is no line. Errors: `ArtifactDamagedError`."""
     path = directory / PROMOTIONS_FILE
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [Promotion.model_validate(orjson.loads(line)) for line in lines]
+    try:
+        return [Promotion.model_validate_json(line) for line in lines]
+    except ValidationError:
+        raise ArtifactDamagedError(f"{path} holds a line that is no move: mend it by hand") from None
 
 
 def came_true(lines: list[Promotion], champion: str | None) -> list[Promotion]:

@@ -10,7 +10,7 @@ from potstill.records import TaskKind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Usd = Annotated[
-    Decimal, Field(ge=0, le=10**9, decimal_places=12), AfterValidator(lambda usd: Decimal(f"{usd.normalize():f}"))
+    Decimal, Field(ge=0, le=10**6, decimal_places=12), AfterValidator(lambda usd: Decimal(f"{usd.normalize():f}"))
 ]
 """Trailing zeros go: 10, 10.0 and "10.00" are one price, and must give one fingerprint."""
 

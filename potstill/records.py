@@ -96,6 +96,7 @@ class Preference(Row):
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
+    tools: list[dict[str, Any]] | None = None
     split: Split
 
 

@@ -9,7 +9,7 @@ look the same. A number in national form counts in North America and in the coun
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import count, cycle
 from typing import Any, NamedTuple, TypeVar
 
 VERSION = 3
@@ -36,7 +36,7 @@ NATIONAL = ("GB", "DE", "FR")
 """Countries whose numbers are recognised as they are written at home, with a leading 0 and gaps."""
 _NATIONAL = re.compile(r"\(?0[1-9]\d{0,4}\)?(?:[ -]\d{2,8})+")
 _DATE = re.compile(r"(?:19|20)\d\d([-.])\d{1,2}\1\d{1,2}(?!\d)")
-_MARKS = re.compile(r"[@0-9]|sk-|gh[pousr]_|github_pat_|hf_|AKIA|AIza|xox|k_(?:live|test)_|eyJ")
+_MARKS = re.compile(r"[@0-9]|sk-|gh[pousr]_|github_pat_|glpat-|hf_|AKIA|AIza|xox|k_(?:live|test)_|eyJ")
 """A text without any of these holds nothing that is looked for."""
 
 
@@ -80,18 +80,18 @@ _KINDS = (
     _Kind(
         "api_key",
         re.compile(
-            r"\b(?:sk-(?:ant-|proj-|or-v1-)?[A-Za-z0-9_-]{20,}|(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{22,}|hf_[A-Za-z0-9]{30,}"
+            r"\b(?:sk-(?:ant-|proj-|or-v1-)?[A-Za-z0-9_-]{20,}|(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{22,}|hf_[A-Za-z0-9]{30,}|glpat-[A-Za-z0-9_-]{20,}"
             r"|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,}|[rs]k_(?:live|test)_[0-9A-Za-z]{16,}"
             r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"
         ),
         lambda text: not _KEBAB_WORDS.fullmatch(text),
-        lambda: (f"sk-example-{number:04d}" for number in range(1, 10_000)),
+        lambda: (f"sk-example-{number:04d}" for number in count(1)),
     ),
     _Kind(
         "email",
         re.compile(r"[\w+](?:[\w.+'-]{0,62}[\w+'-])?@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,}"),
         lambda text: not (_RESERVED_EMAIL.search(text) or _SERVICE_EMAIL.match(text)),
-        lambda: (f"person{number}@example.com" for number in range(1, 10_000)),
+        lambda: (f"person{number}@example.com" for number in count(1)),
     ),
     _Kind(
         "iban",
@@ -99,12 +99,17 @@ _KINDS = (
         _is_iban,
         lambda: cycle(_IBANS),
     ),
-    _Kind("card", re.compile(r"(?<![\w.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])"), _is_card, lambda: cycle(_CARDS)),
+    _Kind(
+        "card",
+        re.compile(r"(?<!\d)(?<!\d[.,])[2-6]\d{3}(?:[ .-]?\d){9,15}(?!\d)(?![.,]\d)"),
+        _is_card,
+        lambda: cycle(_CARDS),
+    ),
     _Kind(
         "phone",
         re.compile(r"(?<![\w.,/-])\+?(?:\((?=\d{1,4}\)))?\d(?:[ ().-]{0,2}\d){6,14}(?![\w-])"),
         _is_phone,
-        lambda: (f"+1 202-555-{100 + number % 100:04d}" for number in range(10_000)),
+        lambda: (f"+1 202-555-{100 + number % 100:04d}" for number in count()),
     ),
 )
 

@@ -197,6 +197,15 @@ def version_directory(home: Path, version: Version) -> Path:
     return _recipe_directory(home, version.recipe) / "versions" / version.version
 
 
+def adapter_files(version: Version) -> dict[str, str]:
+    """The sha256 of each file of its adapter, by its path below the adapter's directory."""
+    return {
+        name.removeprefix(f"{ADAPTER}/"): digest
+        for name, digest in version.files.items()
+        if name.startswith(f"{ADAPTER}/")
+    }
+
+
 def verify(directory: Path) -> Version:
     """Check every file of a version against its sha256, that nothing was added, and its name against what it holds.
 

@@ -1,7 +1,7 @@
 """Release as a stage: a passed decision makes the student a version, and the champion of its recipe."""
 
 from potstill import release
-from potstill.artifacts import ArtifactRef, ArtifactStore
+from potstill.artifacts import ArtifactRef, ArtifactStore, digest_files
 from potstill.evaluation.generate import Adapter, Answerer
 from potstill.evaluation.report import read_arms, read_first_samples, read_scores
 from potstill.gate import CANDIDATE
@@ -47,7 +47,8 @@ def champion_of(recipe: Recipe, candidate: ArtifactRef, store: ArtifactStore) ->
     if champion is None:
         return None
     version = release.resolve(store.root, f"{recipe.name}@{champion}")
-    return None if version.adapter_digest == candidate.digest else answerer_of(version, store)
+    is_itself = release.adapter_files(version) == digest_files(store.path(candidate) / release.ADAPTER)
+    return None if is_itself else answerer_of(version, store)
 
 
 def answerer_of(version: Version, store: ArtifactStore) -> Answerer:

@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "1",  # no module is taken from the directory in which the user stands
 }
 
 

@@ -2,6 +2,7 @@
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.curation import curate as stage
@@ -20,4 +21,10 @@ def curate(recipe: Recipe) -> ArtifactRef:
     prompts = stage.curate(recipe.curation, recipe.task.kind, store, recipe_fingerprint=recipe.fingerprint)
     summary = stage.read_summary(store.path(prompts))
     create_markdown_artifact(stage.describe(summary), key="curation", description="Where every line of the log went")
+    stage.check_splits(summary)
+    if summary.splits["test"] < recipe.gate.min_prompts:
+        get_run_logger().warning(
+            "%d test prompts, gate.min_prompts is %d: the gate will be undecided",
+            *(summary.splits["test"], recipe.gate.min_prompts),
+        )
     return prompts

@@ -3,8 +3,11 @@
 import os
 import signal
 
+import httpx
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
+
+from potstill.errors import PotstillError
 
 START_SECONDS = 120
 """On a busy machine it takes longer than the 20 s that Prefect allows by default."""
@@ -13,10 +16,16 @@ START_SECONDS = 120
 def start_server() -> None:
     """Start Prefect's temporary server, unless `PREFECT_API_URL` names another.
 
+    Errors: `PotstillError` where that one does not answer.
+
     Ctrl-C goes to every process of a terminal's group. The server must outlive it, so that the run can still say how it
     ended: it inherits a mask that keeps the signal from it.
     """
-    if PREFECT_API_URL.value():
+    if url := PREFECT_API_URL.value():
+        try:
+            httpx.get(f"{url}/health", timeout=START_SECONDS)
+        except httpx.HTTPError as error:
+            raise PotstillError(f"PREFECT_API_URL {url} does not answer ({error}): start it, or unset it") from None
         return
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is sent to anybody from here
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

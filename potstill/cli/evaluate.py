@@ -49,7 +49,9 @@ def evaluate(
     rows = read_rows(prompts)
     tell_unread(rows)
     asked = list({row.prompt.prompt_id: row.prompt for row in rows.rows if row.prompt.split == "test"}.values())
-    prompt_ids = {row.row_id: row.prompt.prompt_id for row in rows.rows}
+    prompt_ids: dict[str, set[str]] = {}
+    for row in rows.rows:
+        prompt_ids.setdefault(row.row_id, set()).add(row.prompt.prompt_id)
     named = [_arm(text, prompt_ids) for text in arm]
     arms: Arms = dict(named)
     if len(arms) < len(named):
@@ -77,7 +79,7 @@ def _table_row(arm: ArmMetrics) -> list[str]:
     return [arm.arm, format_score(arm.score), interval, *(str(getattr(arm, name)) for name in COUNTS)]
 
 
-def _arm(text: str, prompt_ids: Mapping[str, str]) -> tuple[str, dict[str, Completion]]:
+def _arm(text: str, prompt_ids: Mapping[str, set[str]]) -> tuple[str, dict[str, Completion]]:
     from potstill.cli.inputs import read_completions
 
     name, separator, path = text.partition("=")

@@ -9,7 +9,7 @@ from potstill.recipe import Part, Price
 
 P = TypeVar("P", bound=Part)
 
-SHORTER = {"retention_floor": "floor", "timeout_seconds": "timeout"}
+SHORTER = {"retention_floor": "floor", "timeout_seconds": "timeout", "run_usd": "budget-usd"}
 """Fields whose flag is not their name."""
 
 

@@ -59,6 +59,8 @@ def generate(
     store = open_store()
     who = _answerer(student, release, base, revision, store)
     asked = _prompt_set(prompts, store)
+    if student is not None:
+        _refuse_trained(student, asked, split, store)
     with progress("generate") as advance:
 
         def on_step(step: GenerationStep) -> None:
@@ -69,6 +71,24 @@ def generate(
     store.export(answers, out)
     say({"prompts": answers.num_rows, "digest": answers.digest, "out": str(out)}, as_json=as_json)
     return 0
+
+
+def _refuse_trained(student: Path, asked: ArtifactRef, split: Split, store: ArtifactStore) -> None:
+    """Errors: `UsageError` where the student was trained on what it is to be judged by, as far as its data is at hand."""
+    from potstill.records import Example, Prompt, read_parquet
+    from potstill.training.launch import read_spec
+
+    spec = read_spec(student)
+    rows = Path(spec.rows)
+    if split != "test" or spec.method != "sft" or not rows.is_file():
+        return
+    trained = {row.prompt_id for row in read_parquet(rows, Example) if row.split == "train"}
+    test = [row for row in read_parquet(store.path(asked) / "prompts.parquet", Prompt) if row.split == "test"]
+    if seen := sum(row.prompt_id in trained for row in test):
+        raise UsageError(
+            f"{seen} of {len(test)} test prompts were trained on, so the student cannot be judged by them: "
+            "name the prompt set that was taught (`potstill curate` splits it), or other prompts"
+        )
 
 
 def _answerer(

@@ -79,21 +79,22 @@ class CompletionLine(NamedTuple):
     completion: Completion
 
 
-def read_completions(path: Path, prompt_ids: Mapping[str, str]) -> list[Completion]:
+def read_completions(path: Path, prompt_ids: Mapping[str, set[str]]) -> list[Completion]:
     """The completions of a directory, or of a JSONL file; each prompt and sample once.
 
     A line is as `potstill teach` writes it, or only `{"prompt_id" or "id", "completion"}`; an id is that of the prompts'
-    own file, and `prompt_ids` gives what it stands for.
+    own file, and `prompt_ids` gives the prompts that have it.
 
     Errors: `DataError` naming the line that is none.
     """
     if path.is_dir():
-        return list(read_parquet(path / "completions.parquet", Completion))
+        ref = load_artifact(path, "Completions")
+        return list(read_parquet(Path(ref.uri) / "completions.parquet", Completion))
     rows = [_parse(path, number, _whole(path, number, line, prompt_ids), Completion) for number, line in _lines(path)]
     return list({(row.prompt_id, row.sample_index): row for row in rows}.values())
 
 
-def _whole(path: Path, number: int, line: dict[str, Any], prompt_ids: Mapping[str, str]) -> dict[str, Any]:
+def _whole(path: Path, number: int, line: dict[str, Any], prompt_ids: Mapping[str, set[str]]) -> dict[str, Any]:
     """The line with what a bare answer leaves out."""
     whole = {
         "teacher": f"the answers of {path.name}",
@@ -103,9 +104,11 @@ def _whole(path: Path, number: int, line: dict[str, Any], prompt_ids: Mapping[st
         **line,
     }
     if "prompt_id" not in line:
-        if str(line.get("id")) not in prompt_ids:
-            raise DataError(f"{path}:{number}: id {line.get('id')!r} is none of the prompts': give prompt_id or id")
-        whole["prompt_id"] = prompt_ids[str(line["id"])]
+        meant = prompt_ids.get(str(line.get("id")), set())
+        if len(meant) != 1:
+            why = "more than one prompt has it" if meant else "no prompt has it"
+            raise DataError(f"{path}:{number}: id {line.get('id')!r}: {why}: give prompt_id")
+        whole["prompt_id"] = next(iter(meant))
     return whole
 
 

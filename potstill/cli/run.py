@@ -23,12 +23,16 @@ def run(
         recipe: The YAML file.
         overrides: section.field=VALUE, in place of what the file says.
     """
+    from potstill.home import potstill_home
     from potstill.preflight import check
     from potstill.recipe_file import load_recipe
 
     given = overrides or []
     check(load_recipe(recipe, tuple(given)))
     flags = [*(flag for value in given for flag in ("--set", value)), *(["--json"] if as_json else [])]
+    os.environ["PYTHONSAFEPATH"] = "1"  # a file of the user's named tasks.py is not ours
+    if not (Path.home() / ".prefect" / "profiles.toml").exists():  # who has set Prefect up keeps what was set
+        os.environ.setdefault("PREFECT_HOME", str(potstill_home().absolute() / "prefect"))
     os.execv(  # noqa: S606 - this very program, no shell
         sys.executable, [sys.executable, "-m", "flows", str(recipe), *flags]
     )

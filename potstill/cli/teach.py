@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
-from potstill.errors import UsageError
 from potstill.kinds import TaskKind
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def teach(
         yes: Ask no question.
     """
     from potstill.cli.flags import checked, parse_price
-    from potstill.recipe import Teacher
+    from potstill.recipe import Budget, Teacher
 
     teacher = checked(
         Teacher,
@@ -89,8 +88,7 @@ def teach(
         timeout_seconds=timeout,
         attest=attest,
     )
-    if budget_usd is not None and not (budget_usd.is_finite() and budget_usd >= 0):
-        raise UsageError(f"--budget-usd {budget_usd}: a cap is 0 or more")
+    budget = checked(Budget, run_usd=budget_usd)
     from potstill.cli.teaching import Request, run_teach
 
     return run_teach(
@@ -99,7 +97,7 @@ def teach(
             out=out,
             teacher=teacher,
             task=_task(kind, labels),
-            budget_usd=budget_usd,
+            budget_usd=budget.run_usd,
             ledger=ledger,
             redact=redact,
             assume_yes=yes,

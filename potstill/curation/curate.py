@@ -18,7 +18,7 @@ from potstill.recipe import Curation
 from potstill.records import Prompt, QuarantinedLine, Row, Split, TaskKind, write_jsonl, write_parquet
 
 STAGE = "curate"
-VERSION = 1
+VERSION = 2
 KIND = "PromptSet"
 PROMPTS = "prompts.parquet"
 SUMMARY = "summary.json"
@@ -65,13 +65,21 @@ def curate(
     return store.build(
         stage_key(config, kind),
         KIND,
-        lambda directory: _Curator(config, kind, on_line).write(directory),
+        lambda directory: _Curator(config, kind, on_line, store.root / "quarantine").write(directory),
         recipe_fingerprint=recipe_fingerprint,
     )
 
 
 def read_summary(directory: Path) -> CurationSummary:
     return CurationSummary.model_validate_json((directory / SUMMARY).read_bytes())
+
+
+def check_splits(summary: CurationSummary) -> None:
+    """Errors: `DataError` where nothing is left to train on or to judge with: nothing would come of paying a teacher."""
+    remedies: dict[Split, str] = {"train": "lower validation_fraction and test_fraction", "test": "raise test_fraction"}
+    for split, remedy in remedies.items():
+        if summary.splits[split] == 0:
+            raise DataError(f"the {split} split is empty, of {summary.kept} prompts: {remedy}, or bring more prompts")
 
 
 def describe(summary: CurationSummary) -> str:
@@ -119,8 +127,9 @@ class Sourced(NamedTuple):
 
 
 class _Curator:
-    def __init__(self, config: Curation, kind: TaskKind, on_line: OnLine | None) -> None:
+    def __init__(self, config: Curation, kind: TaskKind, on_line: OnLine | None, refuge: Path) -> None:
         self.config = config
+        self.refuge = refuge
         self.on_line = on_line or (lambda _: None)
         self.kind: TaskKind = kind
         self.counts: Counter[str] = Counter()
@@ -197,9 +206,12 @@ class _Curator:
             reasons = Counter(row.reason.partition(":")[0] for row in self.quarantined).most_common(3)
             shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)
             first = self.quarantined[0]
+            kept_in = self.refuge / f"{fingerprint(names)[:12]}.jsonl"
+            kept_in.parent.mkdir(parents=True, exist_ok=True)
+            write_private(kept_in, self.quarantined)
             raise DataError(
                 f"{bad} of {read} lines cannot be used, more than max_bad_fraction {self.config.max_bad_fraction:g}: "
-                f"{shown}. First: {first.file}:{first.line}: {first.reason}"
+                f"{shown}. First: {first.file}:{first.line}: {first.reason}. All of them: {kept_in}"
             )
         if kept == 0:
             there = ", ".join(f"{name or '(none)'} ({count})" for name, count in self.workloads.most_common(5))

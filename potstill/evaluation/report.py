@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
+from pydantic import ValidationError
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.errors import DataError
@@ -55,7 +56,11 @@ def read_candidate(directory: Path) -> str | None:
 
 
 def read_report(directory: Path) -> EvalReport:
-    return EvalReport.model_validate_json((directory / REPORT).read_bytes())
+    path = directory / REPORT
+    try:
+        return EvalReport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path}: not what evaluate wrote ({error.error_count()} errors): evaluate again") from None
 
 
 def read_arms(directory: Path) -> dict[str, ArtifactRef]:

@@ -9,7 +9,7 @@ import aiohttp
 import httpx
 import orjson
 
-from potstill.llm.keys import find_key
+from potstill.llm.keys import find_key, key_variable
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure
@@ -48,8 +48,7 @@ class ChatClient:
     ) -> None:
         self.provider = PROVIDERS[provider]
         self.base_url = (base_url or self.provider.default_base_url or "").rstrip("/")
-        own_address = self.base_url == self.provider.default_base_url
-        self._key = find_key(api_key_env or (self.provider.default_key_env if own_address else None), self.base_url)
+        self._key = find_key(key_variable(api_key_env, self.provider, self.base_url), self.base_url)
         self._timeout_seconds = timeout_seconds
         self._concurrency = concurrency
         self._transport = transport

@@ -5,6 +5,7 @@ import os
 from urllib.parse import urlsplit
 
 from potstill.errors import NotAuthorisedError, UsageError
+from potstill.llm.providers.base import Provider
 
 KEY_HOSTS_VARIABLE = "POTSTILL_KEY_HOSTS"
 OWN_HOSTS = {
@@ -18,6 +19,11 @@ OWN_HOSTS = {
     "GROQ_API_KEY": "api.groq.com",
     "FIREWORKS_API_KEY": "api.fireworks.ai",
 }
+
+
+def key_variable(given: str | None, provider: Provider, base_url: str) -> str | None:
+    """The variable that a teacher's key is read from: what was given, else the provider's own at its own address."""
+    return given or (provider.default_key_env if base_url == provider.default_base_url else None)
 
 
 def find_key(variable: str | None, base_url: str) -> str | None:

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from potstill.errors import UnknownPriceError
+from potstill.llm.keys import is_loopback
 from potstill.recipe import Price
 from potstill.records import Usage
 
@@ -39,48 +40,54 @@ class Rates(NamedTuple):
 
 
 def find_rates(provider: str, model: str, base_url: str, override: Price | None) -> Rates:
-    """The rates of a model: what was given, else the price list's.
+    """The rates of a model: what was given, else the price list's for the provider at this address.
 
-    Errors: `UnknownPriceError` where the list does not know the model; it names models with a similar name.
+    A server on this machine may stand before any provider: there the model's name decides.
+
+    Errors: `UnknownPriceError` where the list does not know the model there; it names models with a similar name.
     """
     if override is not None:
         price = override.input_per_million
         return Rates(price, price, override.output_per_million, "given")
-    found = _from_list(provider, model, base_url)
+    own = {"provider_id": "openai"} if provider == "openai" else {"provider_api_url": base_url}
+    found, elsewhere = _from_list(model, **own), _from_list(model)
+    if found is None and is_loopback(base_url):
+        found = elsewhere
     if found is None:
-        near = _similar(model)
-        hint = f" (known: {', '.join(near)})" if near else ""
+        near = f" (known: {', '.join(_similar(model))})" if _similar(model) else ""
+        hint = (
+            near
+            if elsewhere is None
+            else f" at {base_url} ({elsewhere.source}: {elsewhere.input:f},{elsewhere.output:f})"
+        )
         raise UnknownPriceError(
             f"no price known for model {model!r}{hint}: give --price IN,OUT or teacher.price, in USD for a million tokens"
         )
     return found
 
 
-def _from_list(provider: str, model: str, base_url: str) -> Rates | None:
+def _from_list(model: str, **where: Any) -> Rates | None:
+    """The dearest rates of a model at one provider, or at any; None where the list does not have it there."""
     from genai_prices import Usage as ListUsage
     from genai_prices import calc_price
 
-    token = ListUsage(input_tokens=1, output_tokens=1)
-    own: dict[str, Any] = {"provider_id": "openai"} if provider == "openai" else {"provider_api_url": base_url}
-    anywhere: dict[str, Any] = {}
-    for where in (own, anywhere):
-        try:
-            found = calc_price(token, model_ref=model, **where)
-        except LookupError:
-            continue
-        price = found.model_price
-        per_input, per_output = _dearest(price, "input_mtok"), _dearest(price, "output_mtok")
-        if per_input is not None and per_output is not None:
-            cached = _dearest(price, "cache_read_mtok")
-            return Rates(
-                per_input,
-                per_input if cached is None else cached,
-                per_output,
-                f"genai-prices {found.provider.id}/{found.model.id}",
-                _tiered(price),
-                (_dearest(price, "requests_kcount") or Decimal(0)) / 1000,
-            )
-    return None
+    try:
+        found = calc_price(ListUsage(input_tokens=1, output_tokens=1), model_ref=model, **where)
+    except LookupError:
+        return None
+    price = found.model_price
+    per_input, per_output = _dearest(price, "input_mtok"), _dearest(price, "output_mtok")
+    if per_input is None or per_output is None:
+        return None
+    cached = _dearest(price, "cache_read_mtok")
+    return Rates(
+        per_input,
+        per_input if cached is None else cached,
+        per_output,
+        f"genai-prices {found.provider.id}/{found.model.id}",
+        _tiered(price),
+        (_dearest(price, "requests_kcount") or Decimal(0)) / 1000,
+    )
 
 
 def _dearest(price: Any, name: str) -> Decimal | None:

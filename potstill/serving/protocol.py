@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from potstill.messages import as_text
 from potstill.records import Message
 from potstill.student.generator import Conversation, Generated
 
@@ -179,14 +180,10 @@ EXCEPTION_HANDLERS = {
 
 
 def _plain(message: Message, place: int) -> Message:
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
     if role not in ROLES:
         raise ApiError(400, f"messages.{place}.role: {role!r} is none of {', '.join(ROLES)}", code="invalid_value")
-    if not isinstance(content, list):
-        if content is not None and not isinstance(content, str):
-            raise ApiError(400, f"messages.{place}.content: text or a list of text parts", code="invalid_value")
-        return message
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    if len(texts) != len(content) or not all(isinstance(text, str) for text in texts):
-        raise ApiError(400, f"messages.{place}.content: this student reads only text parts", code="invalid_value")
-    return {**message, "content": "".join(map(str, texts))}
+    try:
+        return as_text(message)
+    except ValueError as error:
+        raise ApiError(400, f"messages.{place}.content: {error}", code="invalid_value") from None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from potstill.messages import as_text
 from potstill.records import Message
 from potstill.student.precision import compute_dtype
 
@@ -188,7 +189,7 @@ def load_tokenizer(base: str, revision: str | None = None) -> "PreTrainedTokeniz
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> str:
     """The text that the model sees before its answer."""
     text = tokenizer.apply_chat_template(
-        list(conversation.messages),
+        [as_text(message) for message in conversation.messages],
         tools=list(conversation.tools) if conversation.tools else None,
         tokenize=False,
         add_generation_prompt=True,

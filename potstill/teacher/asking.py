@@ -25,6 +25,8 @@ from potstill.teacher.plan import PlannedAnswer, TeachPlan
 
 BYTES_A_TOKEN = 4
 RATE_LIMIT_PAUSE_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 300.0
+"""A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
 PROBES = 3
 """So many prompts may fail, one after the other, at an endpoint that does reply, before it counts as out of order."""
 
@@ -87,6 +89,7 @@ class Asker:
         self._in_flight = 0
         self._first = asyncio.Lock()
         self._is_reached = False
+        self._run = plan.run
         self._has_replied = False
         self._failed_probes = 0
         self._stopped_by: PotstillError | None = None
@@ -94,6 +97,8 @@ class Asker:
         self._asked: dict[str, _Asking] = {}
         self._ended: dict[str, RefusedError | None] = {}
         """What this session has got an answer or a refusal for."""
+        self._early: set[str] = set()
+        """Refused before the endpoint had answered anything: the fault may be the endpoint's."""
 
     async def answer(self, batch: Sequence[PlannedAnswer], on_step: Callable[[Step], None]) -> BatchReport:
         """Ask for what the ledger does not hold of a batch.
@@ -106,38 +111,52 @@ class Asker:
         have = self._ledger.find_answers(answer.key for answer in batch)
         refused = {key for key, cost in known.items() if cost.refused and key not in have}
         missing = [answer for answer in batch if answer.key not in have and answer.key not in refused]
+        self._has_replied = self._has_replied or bool(have)
         steps: list[Step] = []
 
         def count(step: Step) -> None:
             steps.append(step)
             on_step(step)
 
-        errors: list[RefusedError | UnansweredError] = []
-        waiting = iter(missing)
+        errors = await self._ask_all(missing, count)
+        if early := [answer for answer in missing if answer.key in self._early] if self._has_replied else []:
+            for answer in early:  # it answers by now: what it says of these counts
+                self._early.discard(answer.key)
+                self._ended.pop(answer.key, None)
+                errors.pop(answer.key, None)
+            errors |= await self._ask_all(early, count)
+        return BatchReport(
+            answers=len(batch),
+            found=len(have),
+            answered=len(missing) - len(errors),
+            refused=len(refused) + sum(isinstance(error, RefusedError) for error in errors.values()),
+            unanswered=sum(isinstance(error, UnansweredError) for error in errors.values()),
+            attempts=len(steps),
+            cost_usd=sum((step.cost_usd for step in steps), Decimal(0)),
+            last_error=str(next(reversed(errors.values()))) if errors else None,
+        )
+
+    async def _ask_all(
+        self, wanted: Sequence[PlannedAnswer], on_step: Callable[[Step], None]
+    ) -> dict[str, RefusedError | UnansweredError]:
+        """Ask for each; returns, by key, why some have no answer."""
+        errors: dict[str, RefusedError | UnansweredError] = {}
+        waiting = iter(wanted)
 
         async def ask_one_by_one() -> None:
             for answer in waiting:
                 try:
-                    await self._once(answer, count)
+                    await self._once(answer, on_step)
                 except (RefusedError, UnansweredError) as error:
-                    errors.append(error)
+                    errors[answer.key] = error
 
-        askers = (ask_one_by_one() for _ in range(min(self._plan.teacher.concurrency, len(missing))))
+        askers = (ask_one_by_one() for _ in range(min(self._plan.teacher.concurrency, len(wanted))))
         results = await asyncio.gather(*askers, return_exceptions=True)
         self._check_going_on()
         for unexpected in results:
             if unexpected is not None:
                 raise unexpected
-        return BatchReport(
-            answers=len(batch),
-            found=len(have),
-            answered=len(missing) - len(errors),
-            refused=len(refused) + sum(isinstance(error, RefusedError) for error in errors),
-            unanswered=sum(isinstance(error, UnansweredError) for error in errors),
-            attempts=len(steps),
-            cost_usd=sum((step.cost_usd for step in steps), Decimal(0)),
-            last_error=str(errors[-1]) if errors else None,
-        )
+        return errors
 
     async def _once(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
         """Ask, unless another batch has asked for the same content meanwhile, or does so right now."""
@@ -171,18 +190,23 @@ class Asker:
 
         Where the endpoint replies and only the answer cannot be used, the fault may be the prompt's: the next one tries.
         """
+        address = self._client.base_url
         try:
             await self._retry(answer, on_step)
         except UnansweredError as error:
             self._failed_probes += 1
             if not self._has_replied or self._failed_probes == PROBES:
-                address = self._client.base_url
                 self._stop(
                     TransientTeacherError(f"no answer from {address}: {error}. Run the same again when it is up")
                 )
             raise
-        except RefusedError:
-            self._is_reached = True
+        except RefusedError as error:
+            self._failed_probes += 1
+            self._is_reached = self._has_replied
+            if not self._has_replied and self._failed_probes == PROBES:
+                self._stop(
+                    PermanentTeacherError(f"{address} refuses every prompt: {error}. Check key, model and base_url")
+                )
             raise
         self._is_reached = True
 
@@ -204,7 +228,7 @@ class Asker:
         plan = AttemptPlan(
             answer_key=answer.key,
             prompt_id=answer.prompt.prompt_id,
-            run=self._plan.run,
+            run=self._run,
             purpose="teach",
             provider=self._client.provider.name,
             model=answer.request.model,
@@ -217,6 +241,8 @@ class Asker:
         attempt: Attempt | None = None
         try:
             attempt = await self._client.ask(body)
+            if _status(attempt) == "refused" and not self._has_replied:
+                self._early.add(answer.key)
         finally:
             try:
                 with self._stop_where_the_ledger_fails():
@@ -259,7 +285,7 @@ class Asker:
         return self._ledger.settle(
             attempt_id,
             plan,
-            status=_status(attempt),
+            status="failed" if plan.answer_key in self._early else _status(attempt),
             reply=reply,
             usage=outcome.usage if outcome else None,
             http_status=attempt.http_status if attempt else None,
@@ -279,6 +305,11 @@ class Asker:
         elif failure.cause == "request":
             refusal = self._ended[key] = RefusedError(failure.message)
             raise refusal
+        elif (failure.retry_after_seconds or 0) > LONGEST_WAIT_SECONDS:
+            wait = f"it asks to wait {failure.retry_after_seconds:.0f} s"
+            self._stop(
+                TransientTeacherError(f"{self._client.base_url}: {failure.message}; {wait}: run the same again then")
+            )
         elif failure.cause == "rate_limit":
             self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
         self._check_going_on()

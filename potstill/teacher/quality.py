@@ -5,7 +5,7 @@ import orjson
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
 
-VERSION = 1
+VERSION = 2
 
 
 def quarantine_reason(reply: Reply, task: Task | None) -> str | None:
@@ -14,10 +14,10 @@ def quarantine_reason(reply: Reply, task: Task | None) -> str | None:
         return {"length": "truncated", "content_filter": "refused by a content filter"}[reply.finish_reason]
     if reply.message.get("refusal"):
         return "refusal"
-    if not reply.text.strip():
-        return None if reply.message.get("tool_calls") else "empty"
     if task is None:
-        return None
+        return None if reply.text.strip() or reply.message.get("tool_calls") else "empty"
+    if not reply.text.strip():
+        return "tool calls in place of an answer" if reply.message.get("tool_calls") else "empty"
     if task.kind == "classification":
         return None if reply.text.strip() in task.labels else f"not a label: {reply.text.strip()[:40]}"
     return None if _is_json_object(reply.text) else "not a JSON object"

@@ -9,8 +9,8 @@ from potstill.fingerprint import fingerprint
 from potstill.records import Completion, Example, Preference, Prompt, Row, Split, read_parquet, write_parquet
 
 STAGE = "assemble"
-VERSION = 1
-PAIRS_VERSION = 2
+VERSION = 2
+PAIRS_VERSION = 3
 SFT_KIND = "SFTDataset"
 PREFERENCE_KIND = "PreferenceDataset"
 EXAMPLES = "examples.parquet"
@@ -40,7 +40,7 @@ def assemble_sft(prompts: ArtifactRef, completions: ArtifactRef, store: Artifact
     def produce(directory: Path) -> int:
         asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
         rows = read_parquet(store.path(completions) / "completions.parquet", Completion)
-        answers = {row.prompt_id: row for row in rows if _is_usable(row)}
+        answers = _first_usable(rows)
         taught = [prompt for prompt in asked if prompt.split != "test"]
         found = [_example(prompt, answers[prompt.prompt_id]) for prompt in taught if prompt.prompt_id in answers]
         return _write(directory, found, len(taught))
@@ -80,14 +80,22 @@ def assemble_lines(lines: Sequence[tuple[Prompt, Completion]], store: ArtifactSt
     content = [(prompt.split, prompt.messages, prompt.tools, completion) for prompt, completion in lines]
 
     def produce(directory: Path) -> int:
-        taught = [line for line in lines if line[0].split != "test"]
-        return _write(directory, [_example(*line) for line in taught if _is_usable(line[1])], len(taught))
+        taught = {prompt.prompt_id: prompt for prompt, _ in lines if prompt.split != "test"}
+        answers = _first_usable(completion for _, completion in lines)
+        found = [_example(prompt, answers[name]) for name, prompt in taught.items() if name in answers]
+        return _write(directory, found, len(taught))
 
     return store.build(StageKey("assemble-lines", VERSION, fingerprint(content)), SFT_KIND, produce)
 
 
-def _is_usable(completion: Completion) -> bool:
-    return completion.quarantine is None and completion.sample_index == 0
+def _first_usable(completions: Iterable[Completion]) -> dict[str, Completion]:
+    """By prompt, the first sample that is not quarantined."""
+    found: dict[str, Completion] = {}
+    for row in completions:
+        known = found.get(row.prompt_id)
+        if row.quarantine is None and (known is None or row.sample_index < known.sample_index):
+            found[row.prompt_id] = row
+    return found
 
 
 def _write(directory: Path, found: list[Example], num_prompts: int) -> int:
@@ -123,5 +131,6 @@ def _pairs(examples: Iterable[Example], rejected: dict[str, Completion]) -> Iter
                 prompt=example.prompt,
                 chosen=example.completion,
                 rejected=[base.message],
+                tools=example.tools,
                 split=example.split,
             )

@@ -12,6 +12,7 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.sft_config import SFTConfig
 
 from potstill.errors import DataError
+from potstill.messages import as_text
 from potstill.records import Example, read_parquet
 from potstill.run_folder import RunFolder
 from potstill.student.generator import Conversation, load_tokenizer, render_prompt
@@ -19,6 +20,8 @@ from potstill.student.precision import compute_dtype
 from potstill.training.sampling import ResumableSFTTrainer
 from potstill.training.spec import TrainingSpec, TrainingStatus
 from potstill.training.trainer import Recorder, common_arguments, run_trainer
+
+CLOSING_TOKENS = 2
 
 
 class FittingRows(NamedTuple):
@@ -83,18 +86,34 @@ def lora_config(spec: TrainingSpec) -> LoraConfig:
     )
 
 
+def fits(tokenizer: Any, text: str, max_length: int) -> bool:
+    """Whether a rendered prompt with its answer, and the tokens that close it, is short enough to be learnt whole."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + CLOSING_TOKENS <= max_length
+
+
+def as_dataset(rows: list[dict[str, Any]]) -> Dataset:
+    """The rows for TRL; without the column `tools` where no row has any."""
+    dataset = Dataset.from_list(rows)
+    return dataset if any(row["tools"] for row in rows) else dataset.remove_columns("tools")
+
+
 def _load_rows(spec: TrainingSpec, tokenizer: Any) -> FittingRows:
     fitting: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     dropped = 0
     for example in read_parquet(Path(spec.rows), Example):
         prompt = render_prompt(tokenizer, Conversation(example.prompt, example.tools))
         answer = str(example.completion[0].get("content") or "")
-        if len(tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]) + 2 > spec.config.max_length:
+        if not fits(tokenizer, prompt + answer, spec.config.max_length):
             dropped += 1
             continue
-        tools = {"tools": orjson.dumps(example.tools).decode()} if example.tools else {}
-        fitting[example.split].append({"prompt": example.prompt, "completion": example.completion, **tools})
+        fitting[example.split].append(
+            {
+                "prompt": [as_text(message) for message in example.prompt],
+                "completion": [as_text(message) for message in example.completion],
+                "tools": orjson.dumps(example.tools).decode() if example.tools else None,
+            }
+        )
     if not fitting["train"]:
         raise DataError(f"none of {dropped} examples fits training.max_length {spec.config.max_length}: raise it")
-    validation = Dataset.from_list(fitting["validation"]) if fitting["validation"] else None
-    return FittingRows(Dataset.from_list(fitting["train"]), validation, dropped)
+    validation = as_dataset(fitting["validation"]) if fitting["validation"] else None
+    return FittingRows(as_dataset(fitting["train"]), validation, dropped)

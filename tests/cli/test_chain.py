@@ -61,6 +61,10 @@ def test_what_was_curated_is_taught_trained_judged_and_released(taught: Place, t
     trained = {row.prompt_id for row in read_parquet(dataset / "examples.parquet", Example)}
     assert trained.isdisjoint(row.prompt_id for row in asked if row.split == "test")
 
+    chat = taught.root / "chat.jsonl"
+    chat.write_text("".join(json.dumps({"messages": row.messages}) + "\n" for row in asked if row.split == "train"))
+    leaked = taught.run("generate", chat, "--student", "student", "--out", "leaked", code=2)
+    assert f"{told['examples']} of {told['examples']} test prompts were trained on" in leaked.stderr
     taught.run("generate", "prompts", "--student", "student", "--max-tokens", 8, "--out", "candidate")
     arms = ["--arm", "teacher=teacher", "--arm", "candidate=candidate"]
     scored = taught.summary("evaluate", "--prompts", "prompts", *arms, *LABELS, "--out", "scores")

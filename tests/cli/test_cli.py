@@ -48,7 +48,7 @@ def place(tmp_path, monkeypatch) -> Path:
     """An empty working directory, with its own state and no keys."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("POTSTILL_HOME", raising=False)
-    monkeypatch.delenv("POTSTILL_DEBUG", raising=False)
+    monkeypatch.setenv("POTSTILL_DEBUG", "0")  # so that what --debug sets is taken back
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return tmp_path
 
@@ -243,6 +243,10 @@ class TestCurate:
         assert "30 of 100 lines cannot be used, more than max_bad_fraction 0.2" in ended.err
         assert "14 × not valid JSON; 9 × a JSON list, not an object; 6 × neither a request log line nor" in ended.err
         assert "in.jsonl:71: not valid JSON" in ended.err
+        [kept] = (place / ".potstill" / "quarantine").iterdir()
+        assert ended.err.endswith(f"All of them: {kept}\n")
+        assert len(kept.read_text().splitlines()) == 30
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
         assert "request: int" not in ended.err
         assert potstill("curate", "in.jsonl", "--out", "o", "--max-bad-fraction", "0.3").code == 0
 
@@ -390,6 +394,24 @@ class TestEvaluate:
         ended = potstill("evaluate", "--prompts", "set", *self.ARMS, "--out", "report")
         assert ended.code == 2
         assert said in ended.err
+
+    def test_an_id_that_two_prompts_have_is_not_guessed(self, potstill, place):
+        chat = [{"id": "1", "messages": [{"role": "user", "content": f"q {n}"}], "reference": "a"} for n in range(2)]
+        write_lines(place / "chat.jsonl", chat)
+        write_lines(place / "answers.jsonl", [{"id": "1", "completion": "a"}, {"id": "9", "completion": "a"}])
+        given = ["evaluate", "--prompts", "chat.jsonl", "--arm", "teacher=answers.jsonl", "--labels", "a,b"]
+        ended = potstill(*given, "--out", "report")
+        assert (ended.code, ended.err.strip()) == (
+            2,
+            "error: answers.jsonl:1: id '1': more than one prompt has it: give prompt_id",
+        )
+
+    def test_a_report_that_cannot_be_read_says_so(self, potstill, place):
+        (place / "report").mkdir()
+        (place / "report" / "report.json").write_text("{}")
+        ended = potstill("gate", "report")
+        assert ended.code == 2
+        assert "report/report.json: not what evaluate wrote" in ended.err
 
     def test_answers_that_are_all_alike_need_the_labels_by_name(self, potstill, place, answered):
         arms = ("--arm", "teacher=candidate.jsonl", "--arm", "candidate=candidate.jsonl")

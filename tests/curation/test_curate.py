@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.artifacts import ArtifactStore
-from potstill.curation.curate import PROMPTS, QUARANTINE, curate, describe, find_inputs, read_summary, stage_key
+from potstill.curation.curate import (
+    PROMPTS,
+    QUARANTINE,
+    check_splits,
+    curate,
+    describe,
+    find_inputs,
+    read_summary,
+    stage_key,
+)
 from potstill.errors import DataError
 from potstill.recipe import Curation
 from potstill.records import Prompt, QuarantinedLine, read_jsonl, read_parquet
@@ -78,6 +87,18 @@ class TestAccount:
         assert "acme" not in f"{ann.row_id}{bob.row_id}{ann.workload}{bob.workload}"
         assert ann.row_id != bob.row_id
         assert run(*rows, name="again.jsonl").prompts[0].row_id == ann.row_id
+
+    @pytest.mark.parametrize(
+        ("fractions", "said"),
+        [
+            ({"test_fraction": 0.0}, "the test split is empty, of 40 prompts: raise test_fraction"),
+            ({"test_fraction": 0.99, "validation_fraction": 0.0}, "the train split is empty, of 40 prompts: lower"),
+        ],
+    )
+    def test_an_empty_split_is_told_before_a_teacher_is_paid(self, run, fractions, said):
+        found = run(*(logged(f"prompt {n}") for n in range(40)), **fractions)
+        with pytest.raises(DataError, match=said):
+            check_splits(found.summary)
 
     def test_unicode_form_and_outer_space_make_no_other_prompt_but_a_system_message_does(self, run):
         system = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "café"}]}

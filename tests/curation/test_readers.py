@@ -88,6 +88,11 @@ class TestChat:
         message = {"role": "user", "content": [{"type": "text", "text": "hello"}]}
         assert read({"messages": [message]})[0].prompt.messages == [message]
 
+    def test_an_image_cannot_be_distilled(self, read):
+        parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+        (line,) = read({"messages": [{"role": "user", "content": parts}]})
+        assert line.reason == "messages[0].content: only text parts can be read, not image_url"
+
 
 class TestBytes:
     def test_a_byte_order_mark_and_crlf_do_not_matter(self, read):
@@ -127,8 +132,8 @@ class TestBytes:
                 "messages[1].role: 'usr' is not one of assistant, ",
             ),
             ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
-            ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: int, not text"),
-            ({"messages": [{"role": "user"}]}, "messages[0].content: NoneType"),
+            ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: int, neither text"),
+            ({"messages": [{"role": "user"}]}, "messages[0].content: neither text nor a list"),
             ({"messages": [{"role": "system", "content": "x"}]}, "messages: no user message in them"),
             ({"messages": [{"role": "assistant", "content": "x"}]}, "messages: no user message in them"),
             (

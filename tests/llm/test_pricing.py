@@ -52,6 +52,11 @@ def test_a_model_like_no_other_is_an_error_and_never_free() -> None:
         find_rates("openai_compatible", "qqqqqq", "http://127.0.0.1:1/v1", None)
 
 
+def test_a_host_that_the_list_does_not_know_asks_for_its_price_whatever_others_ask_for_the_model() -> None:
+    with pytest.raises(UnknownPriceError, match=r"'gpt-4o' at https://reseller\.example/v1 \(.*openai/gpt-4o: 2\.5"):
+        find_rates("openai_compatible", "gpt-4o", "https://reseller.example/v1", None)
+
+
 def test_where_the_price_hangs_on_the_length_the_bound_takes_the_dearest_and_the_cost_the_right_one() -> None:
     rates = find_rates("openai_compatible", "gemini-2.5-pro", "https://generativelanguage.googleapis.com", None)
     assert rates.tiered is not None
@@ -61,7 +66,7 @@ def test_where_the_price_hangs_on_the_length_the_bound_takes_the_dearest_and_the
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-4o-mini", "gemini-2.5-pro"])
 def test_no_answer_costs_more_than_its_upper_bound(model: str) -> None:
-    rates = find_rates("openai", model, OPENAI, None)
+    rates = find_rates("openai_compatible", model, "http://127.0.0.1:1/v1", None)
     for size, cached, output in [(10, 0, 1), (1000, 1000, 64), (500_000, 0, 4096)]:
         usage = Usage(input=size, cached_input=cached, output=output)
         assert rates.cost(usage) <= rates.upper_bound(size, output)

@@ -30,6 +30,7 @@ from tests.fake_teacher import (
     Asked,
     FakeTeacher,
     Fault,
+    error,
     make_teacher,
     numbered_rows,
     redirect,
@@ -179,6 +180,35 @@ def test_a_refused_prompt_is_asked_once_and_never_again_while_the_others_go_on(l
         assert (again.found, again.refused, again.attempts) == (7, 1, 0)
     assert teacher.marks().count("#0002") == 1
     assert len(teacher.requests) == 8
+
+
+def test_a_refusal_before_any_answer_is_asked_once_more_and_counts_then(ledger: Ledger) -> None:
+    with FakeTeacher(lambda asked: BAD_REQUEST if asked.mark == "#0000" else None) as teacher:
+        plan = planned(teacher, numbered_rows(8))
+        report = ask(plan, ledger)
+        assert (report.answered, report.refused, report.unanswered) == (7, 1, 0)
+        assert teacher.marks().count("#0000") == 2
+        assert ask(plan, ledger).attempts == 0
+
+
+def test_an_endpoint_that_refuses_everything_is_left_and_nothing_is_refused_for_good(
+    teacher: FakeTeacher, ledger: Ledger
+) -> None:
+    teacher.behaviour = lambda asked: BAD_REQUEST
+    plan = planned(teacher, numbered_rows(20))
+    with pytest.raises(PermanentTeacherError, match="refuses every prompt"):
+        ask(plan, ledger)
+    assert len(teacher.requests) == 3
+    teacher.behaviour = None
+    assert ask(plan, ledger).answered == 20
+
+
+def test_a_server_that_asks_to_wait_for_hours_ends_the_run_and_says_so(teacher: FakeTeacher, ledger: Ledger) -> None:
+    teacher.fail_next(error(429, retry_after="86400"))
+    plan = planned(teacher, numbered_rows(4))
+    with pytest.raises(TransientTeacherError, match="it asks to wait 86400 s"):
+        ask(plan, ledger)
+    assert ask(plan, ledger).answered == 4
 
 
 @pytest.mark.parametrize(

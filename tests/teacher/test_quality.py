@@ -42,6 +42,8 @@ def test_a_good_answer_may_be_used(answer: Reply, task: Task | None) -> None:
         (reply("Spam"), CLASSIFY, "not a label: Spam"),
         (reply("spam."), CLASSIFY, "not a label: spam."),
         (reply("x" * 90), CLASSIFY, "not a label: " + "x" * 40),
+        (reply("", tool_calls=[{"id": "1"}]), CLASSIFY, "tool calls in place of an answer"),
+        (reply("", tool_calls=[{"id": "1"}]), EXTRACT, "tool calls in place of an answer"),
         (reply("[1]"), EXTRACT, "not a JSON object"),
         (reply('```json\n{"a": 1}\n```'), EXTRACT, "not a JSON object"),
         (reply('{"a": 1'), EXTRACT, "not a JSON object"),

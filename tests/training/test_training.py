@@ -49,7 +49,7 @@ def lines(count: int) -> list[tuple[Prompt, Completion]]:
             task_kind="classification",
             workload="",
             group_id=str(number),
-            split="test" if number % 5 == 0 else "train",
+            split="test" if number % 7 == 0 else "train",
             source="log:1",
         )
         answer = {"role": "assistant", "content": label}
@@ -82,7 +82,7 @@ def base(tiny_base: Path, store: ArtifactStore) -> Base:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[float]:
-    """The losses of a training that nothing disturbs, 15 steps an epoch."""
+    """The losses of a training that nothing disturbs, 17 steps an epoch."""
     store = ArtifactStore(tmp_path_factory.mktemp("uninterrupted"))
     base = resolve_base(Student(base=str(tiny_base)), store)
     return losses(store, launch.train_sft(assemble_lines(lines(300), store), base, CONFIG, store))
@@ -103,8 +103,8 @@ def test_a_student_learns_what_the_teacher_answers(store: ArtifactStore, dataset
     answers = generate(prompts, base, adapter, Evaluation(max_tokens=8, batch_size=50), store)
     truth = {prompt.prompt_id: completion.completion for prompt, completion in lines(300)}
     given = list(read_parquet(store.path(answers) / "completions.parquet", Completion))
-    assert len(given) == 60
-    assert sum(row.completion == truth[row.prompt_id] for row in given) >= 57
+    assert len(given) == 43
+    assert sum(row.completion == truth[row.prompt_id] for row in given) >= 41
     assert not list((store.path(student) / "adapter").glob("*.bin")), "nothing pickled leaves a training"
 
 
@@ -187,6 +187,22 @@ def test_dpo_goes_on_from_the_sft_adapter(store: ArtifactStore, dataset: Artifac
     assert tuned.digest != sft.digest
     curve = losses(store, tuned)
     assert curve[-1] < curve[0]
+
+
+def test_parts_tools_and_answers_without_text_are_trained_on_beside_plain_messages(
+    store: ArtifactStore, base: Base
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {}}]}
+    mixed = lines(30)
+    for number, (prompt, completion) in enumerate(mixed):
+        text = prompt.messages[0]["content"]
+        in_parts = {"role": "user", "content": [{"type": "text", "text": text}]}
+        more = {"messages": [call, in_parts]} if number % 3 else {"tools": tools}
+        mixed[number] = (prompt.model_copy(update=more), completion)
+    config = CONFIG.model_copy(update={"epochs": 1, "max_length": 256})
+    student = launch.train_sft(assemble_lines(mixed, store), base, config, store)
+    assert launch.read_status(store.path(student)).examples == 25
 
 
 def test_data_that_fits_no_example_is_a_fault_of_the_data(

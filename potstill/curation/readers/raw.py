@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from potstill.messages import as_text
 from potstill.records import Message
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -32,9 +33,12 @@ def check_messages(value: Any) -> list[Message]:
             raise ValueError(
                 f"messages[{index}].role: {message.get('role')!r} is not one of {', '.join(sorted(ROLES))}"
             )
-        content = message.get("content")
-        if not isinstance(content, (str, list)) and not (content is None and message.get("tool_calls")):
-            raise ValueError(f"messages[{index}].content: {type(content).__name__}, not text or a list of parts")
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise ValueError(f"messages[{index}].content: neither text nor a list of text parts")
+        try:
+            as_text(message)
+        except ValueError as error:
+            raise ValueError(f"messages[{index}].content: {error}") from None
     if not any(message["role"] in {"user", "tool", "function"} for message in value):
         raise ValueError("messages: no user message in them")
     return value

@@ -1,0 +1,55 @@
+"""What would stop a run later is found before anything is paid for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.errors import DataError, NotAuthorisedError, UnknownPriceError
+from potstill.preflight import check
+from potstill.recipe import Recipe
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    log, base = tmp_path / "log.jsonl", tmp_path / "base"
+    log.write_text("{}")
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    return {
+        "name": "router",
+        "task": {"kind": "classification", "labels": ["a", "b"]},
+        "curation": {"inputs": [str(log)]},
+        "teacher": {"provider": "openai", "model": "gpt-4o", "attest": "allowed"},
+        "student": {"base": str(base)},
+    }
+
+
+def test_a_good_recipe_passes(recipe: dict[str, Any]) -> None:
+    check(Recipe.model_validate(recipe))
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "error", "said"),
+    [
+        ("curation", {"inputs": ["gone.jsonl"]}, DataError, "input gone.jsonl: no such file"),
+        ("student", {"base": "./gone"}, DataError, "student.base ./gone: no such directory"),
+        ("teacher", {"attest": None}, NotAuthorisedError, "attest"),
+        ("teacher", {"model": "qqqqqq"}, UnknownPriceError, "no price known for model 'qqqqqq'"),
+    ],
+)
+def test_what_is_missing_is_named(
+    recipe: dict[str, Any], section: str, values: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    recipe[section] = recipe[section] | values
+    with pytest.raises(error, match=said):
+        check(Recipe.model_validate(recipe))
+
+
+def test_the_providers_own_key_is_looked_for_where_no_variable_is_named(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(NotAuthorisedError, match="OPENAI_API_KEY is not set"):
+        check(Recipe.model_validate(recipe))
