@@ -73,7 +73,9 @@ class Teacher(Part):
     max_tokens: int = Field(default=1024, ge=1, description="Longest answer, in tokens.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="Left to the provider when empty.")
     seed: int | None = Field(default=None, description="Sent to the provider when set.")
-    samples: int = Field(default=1, ge=1, le=16, description="Answers asked for each prompt.")
+    samples: int = Field(
+        default=1, ge=1, le=16, description="Answers asked for each prompt; the first usable one is trained on."
+    )
     concurrency: int = Field(default=16, ge=1, le=1024, description="Requests in flight at most.")
     rpm: int | None = Field(default=None, ge=1, description="Requests a minute at most.")
     tpm: int | None = Field(default=None, ge=1, description="Tokens a minute at most.")
