@@ -59,10 +59,13 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> TinyStudent:
 
 
 @pytest.fixture(scope="session")
-def release_tiny(tiny_student: TinyStudent) -> Callable[[Path, int], Release]:
-    """`release_tiny(home, which)` makes one of the two adapters the champion of the recipe "tiny"."""
+def release_tiny(tiny_student: TinyStudent) -> Callable[..., Release]:
+    """`release_tiny(home, which)` makes one of the two adapters the champion of the recipe "tiny".
 
-    def release(home: Path, which: int) -> Release:
+    `evaluated_on` is the identity that the base had then; default: the one it has now.
+    """
+
+    def release(home: Path, which: int, evaluated_on: str | None = None) -> Release:
         def produce(directory: Path) -> int:
             (directory / "adapter").mkdir()
             for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -84,12 +87,13 @@ def release_tiny(tiny_student: TinyStudent) -> Callable[[Path, int], Release]:
             more_prompts_needed=None,
             reasons=(),
         )
+        base = resolve_base(student, store)
         golden = [Golden(messages=[{"role": "user", "content": "what comes out?"}], expected="cleaner")]
         return publish(
             home,
             "tiny",
             store.path(ref),
-            base=resolve_base(student, store),
+            base=base._replace(identity=evaluated_on or base.identity),
             decision=decision,
             golden=golden,
             max_tokens=12,

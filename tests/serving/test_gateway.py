@@ -180,13 +180,9 @@ def test_a_version_that_was_tampered_with_is_not_served(
 
 
 def test_a_base_that_is_no_longer_the_evaluated_one_is_not_served(
-    tmp_path: Path, release_tiny: Callable[[Path, int], Release]
+    tmp_path: Path, release_tiny: Callable[..., Release]
 ) -> None:
-    release_tiny(tmp_path, 0)
-    version = resolve(tmp_path, "tiny")
-    path = version_directory(tmp_path, version) / "version.json"
-    path.unlink()
-    path.write_text(version.model_copy(update={"base_identity": "directory@000000000000"}).model_dump_json())
+    release_tiny(tmp_path, 0, evaluated_on="directory@000000000000")
     with pytest.raises(ReleaseError, match="was evaluated on directory@000000000000"):
         serve(tmp_path, "127.0.0.1", 0, on_ready=lambda url: None)
 
