@@ -107,7 +107,7 @@ def count_lines(paths: Iterable[Path]) -> int:
 
 
 def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
-    """Every file that the patterns name, sorted. Errors: `DataError` for a pattern that names none."""
+    """Every file that the patterns name, sorted. Errors: `DataError` for a pattern that names none, or only empty files."""
     found: set[Path] = set()
     for pattern in patterns:
         matches = [Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)]  # noqa: PTH207 - absolute patterns
@@ -115,7 +115,14 @@ def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
         if not files:
             raise DataError(f"input {pattern}: no such file (looked from {Path.cwd()})")
         found.update(files)
+    if not any(path.stat().st_size for path in found):
+        raise _nothing_in(found)
     return sorted(found)
+
+
+def _nothing_in(paths: Iterable[Path]) -> DataError:
+    names = ", ".join(map(str, sorted(paths)))
+    return DataError(f"{names}: no line in it: give a request log or chat JSONL with at least one prompt")
 
 
 class Sourced(NamedTuple):
@@ -201,7 +208,7 @@ class _Curator:
         read, bad = self.counts["read"], len(self.quarantined)
         names = ", ".join(str(path) for path in find_inputs(self.config.inputs))
         if read == 0:
-            raise DataError(f"{names}: no line in it: give a request log or chat JSONL with at least one prompt")
+            raise _nothing_in(find_inputs(self.config.inputs))
         if bad > self.config.max_bad_fraction * read:
             reasons = Counter(row.reason.partition(":")[0] for row in self.quarantined).most_common(3)
             shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)

@@ -209,7 +209,7 @@ class TestFailures:
 
     def test_a_glob_finds_files_once_and_in_order(self, tmp_path):
         for name in ("b.jsonl", "a.jsonl"):
-            (tmp_path / name).touch()
+            (tmp_path / name).write_text("{}")
         (tmp_path / "c.jsonl").mkdir()
         found = find_inputs((str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")))
         assert found == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]

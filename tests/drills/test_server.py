@@ -165,4 +165,8 @@ def _running(command: list[str], env: dict[str, str], log: Path) -> Iterator[Non
         yield
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # Prefect's worker now and then does not end (seen on 3.8.8)
+            process.kill()
+            process.wait()
