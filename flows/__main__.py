@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.distill_student import distill_student
 from potstill.errors import PotstillError
-from potstill.exits import DEBUG_VARIABLE, exit_code_of
+from potstill.exits import DEBUG_VARIABLE, exit_code_of, interrupt
 from potstill.gate import EXIT_CODES
 from potstill.keeper import start_keeper
 from potstill.recipe_file import load_recipe
@@ -48,7 +48,9 @@ def main() -> int:
 
 if __name__ == "__main__":
     keeper = start_keeper()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor as by Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     debug = os.environ.get(DEBUG_VARIABLE) == "1"
     if not debug:
         without_tracebacks()

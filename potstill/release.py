@@ -150,7 +150,7 @@ def rollback(home: Path, recipe: str) -> Aliases:
     """
     directory = _recipe_directory(home, recipe)
     if not directory.is_dir():
-        raise ReleaseError(f"rollback {recipe}: {_what_there_is(home)}")
+        raise ReleaseError(f"rollback {recipe}: no such recipe was released; {_what_there_is(home)}")
     with FileLock(directory / ".lock"):
         now = aliases(home, recipe)
         if now.champion is None or now.previous is None:

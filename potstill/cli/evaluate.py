@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +63,11 @@ def evaluate(
     ref = store.build(key, report.KIND, lambda directory: report.write_evaluation(task, asked, arms, directory))
     store.export(ref, out)
     found = report.read_report(store.path(ref))
+    for row in found.arms:
+        if row.n == 0:
+            print(
+                f"{row.arm}: not one answer could be scored: check --labels, --kind and the arm's file", file=sys.stderr
+            )
     about = {"prompts": found.num_prompts, "target": found.target, "out": str(out)}
     if as_json:
         arms_found = {row.arm: row.model_dump(mode="json", exclude={"arm"}) for row in found.arms}

@@ -9,7 +9,12 @@ from potstill.recipe import Part, Price
 
 P = TypeVar("P", bound=Part)
 
-SHORTER = {"retention_floor": "floor", "timeout_seconds": "timeout", "run_usd": "budget-usd"}
+SHORTER = {
+    "retention_floor": "floor",
+    "timeout_seconds": "timeout",
+    "run_usd": "budget-usd",
+    **dict.fromkeys(("input_per_million", "output_per_million"), "price"),
+}
 """Fields whose flag is not their name."""
 
 

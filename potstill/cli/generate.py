@@ -55,6 +55,8 @@ def generate(
     from potstill.recipe import Evaluation
     from potstill.student.base import resolve_base
 
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: give 1 or more")
     config = checked(Evaluation, max_tokens=max_tokens, batch_size=batch_size)
     store = open_store()
     who = _answerer(student, release, base, revision, store)

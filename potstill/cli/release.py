@@ -68,7 +68,12 @@ def releases(
     from potstill import release as versions
 
     home = potstill_home()
-    names = versions.all_recipes(home) if recipe is None else [recipe]
+    known = versions.all_recipes(home)
+    if recipe is not None and recipe not in known:
+        raise UsageError(
+            f"no version of {recipe!r}: released are {', '.join(known) or 'none yet: `potstill run RECIPE`'}"
+        )
+    names = known if recipe is None else [recipe]
     found = {
         name: {
             "aliases": versions.aliases(home, name).model_dump(mode="json"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
+from potstill.errors import UsageError
 from potstill.kinds import TaskKind
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def teach(
         kind: Check the answers as those of such a task.
         labels: Classification: the allowed answers, separated by commas.
         redact: Redact personal data in chat JSONL before it leaves.
-        yes: Ask no question.
+        yes: Do not ask before a bill that may exceed 10 USD; without it, that is asked on a terminal only.
     """
     from potstill.cli.flags import checked, parse_price
     from potstill.recipe import Budget, Teacher
@@ -111,4 +112,6 @@ def _task(kind: TaskKind | None, labels: str | None) -> Task | None:
     from potstill.recipe import Task
 
     names = tuple(label.strip() for label in (labels or "").split(",") if label.strip())
+    if kind is None and names:
+        raise UsageError("--labels: give --kind classification with it, so that answers are checked against them")
     return None if kind is None else checked(Task, kind=kind, labels=names)

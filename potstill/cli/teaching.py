@@ -1,6 +1,7 @@
 """The work behind `potstill teach`: asks, writes, and says what it did."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -88,6 +89,12 @@ class _Teaching:
         inputs = () if self.rows.source is None else (self.rows.source,)
         ref = collect.collect(self.plan, self.ledger, store, inputs=inputs)
         store.export(ref, self.request.out)
+        if reasons := collect.read_summary(store.path(ref)).reasons:
+            said = ", ".join(f"{count} × {reason}" for reason, count in Counter(reasons).most_common(3))
+            print(
+                f"answers that must not be trained on: {said}; see {self.request.out}/completions.jsonl",
+                file=sys.stderr,
+            )
         if self.rows.quarantined:
             write_private(self.request.out / "quarantine.jsonl", self.rows.quarantined)
             print(

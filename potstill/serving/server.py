@@ -38,9 +38,10 @@ def bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         sock.close()
-        raise UsageError(f"cannot serve on {host}:{port} ({error.strerror}): choose another --host or --port") from None
+        said = error.strerror if isinstance(error, OSError) else "a port is 0 to 65535"
+        raise UsageError(f"cannot serve on {host}:{port} ({said}): choose another --host or --port") from None
     return sock
 
 

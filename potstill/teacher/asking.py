@@ -125,6 +125,9 @@ class Asker:
                 self._ended.pop(answer.key, None)
                 errors.pop(answer.key, None)
             errors |= await self._ask_all(early, count)
+        if self._early and not self._has_replied:
+            self._stop_refusing(str(next(reversed(errors.values()))))
+            self._check_going_on()
         return BatchReport(
             answers=len(batch),
             found=len(have),
@@ -204,9 +207,7 @@ class Asker:
             self._failed_probes += 1
             self._is_reached = self._has_replied
             if not self._has_replied and self._failed_probes == PROBES:
-                self._stop(
-                    PermanentTeacherError(f"{address} refuses every prompt: {error}. Check key, model and base_url")
-                )
+                self._stop_refusing(str(error))
             raise
         self._is_reached = True
 
@@ -327,6 +328,10 @@ class Asker:
             )
             self._stop(failure)
             raise failure from error
+
+    def _stop_refusing(self, said: str) -> None:
+        address = self._client.base_url
+        self._stop(PermanentTeacherError(f"{address} refuses every prompt: {said}. Check key, model and base_url"))
 
     def _stop(self, error: PotstillError) -> None:
         self._stopped_by = self._stopped_by or error

@@ -413,6 +413,11 @@ class TestEvaluate:
         assert ended.code == 2
         assert "report/report.json: not what evaluate wrote" in ended.err
 
+    def test_an_arm_of_which_nothing_can_be_scored_is_named(self, potstill, place, answered):
+        ended = potstill("evaluate", "--prompts", "set", *self.ARMS, "--labels", "cat,dog", "--out", "r")
+        assert ended.code == 0
+        assert "teacher: not one answer could be scored: check --labels" in ended.err
+
     def test_answers_that_are_all_alike_need_the_labels_by_name(self, potstill, place, answered):
         arms = ("--arm", "teacher=candidate.jsonl", "--arm", "candidate=candidate.jsonl")
         assert potstill("evaluate", "--prompts", "set", *arms, "--out", "r").code == 2

@@ -192,6 +192,11 @@ def test_nothing_released_is_said_with_the_remedy(tmp_path: Path) -> None:
         serve(tmp_path, "127.0.0.1", 0, on_ready=lambda url: None)
 
 
+def test_a_port_that_is_none_is_said_with_the_remedy() -> None:
+    with pytest.raises(UsageError, match="a port is 0 to 65535"):
+        bind("127.0.0.1", 99_999)
+
+
 def test_a_taken_port_is_said_with_the_remedy() -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()

@@ -203,6 +203,12 @@ def test_an_endpoint_that_refuses_everything_is_left_and_nothing_is_refused_for_
     assert ask(plan, ledger).answered == 20
 
 
+def test_a_single_prompt_that_is_refused_is_no_success(teacher: FakeTeacher, ledger: Ledger) -> None:
+    teacher.behaviour = lambda asked: BAD_REQUEST
+    with pytest.raises(PermanentTeacherError, match="refuses every prompt: HTTP 400"):
+        ask(planned(teacher, numbered_rows(1)), ledger)
+
+
 def test_a_server_that_asks_to_wait_for_hours_ends_the_run_and_says_so(teacher: FakeTeacher, ledger: Ledger) -> None:
     teacher.fail_next(error(429, retry_after="86400"))
     plan = planned(teacher, numbered_rows(4))
