@@ -9,12 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
-from prefect.exceptions import MissingResult
+from prefect.exceptions import ExternalSignal, MissingResult
 from rich.console import Console
 
 from flows.distill_student import distill_student
 from potstill.errors import PotstillError
-from potstill.exits import DEBUG_VARIABLE, exit_code_of, interrupt
+from potstill.exits import DEBUG_VARIABLE, exit_code_of
 from potstill.gate import EXIT_CODES
 from potstill.keeper import start_keeper
 from potstill.recipe_file import load_recipe
@@ -33,7 +33,10 @@ def main() -> int:
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
     start_server()
-    state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
+    try:
+        state = distill_student(recipe, return_state=True)  # pyright: ignore[reportCallIssue] - Prefect's wrapper takes it
+    except ExternalSignal:
+        raise KeyboardInterrupt from None
     try:
         summary = state.result()
     except MissingResult:
@@ -48,9 +51,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     keeper = start_keeper()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor as by Ctrl-C
     debug = os.environ.get(DEBUG_VARIABLE) == "1"
     if not debug:
         without_tracebacks()

@@ -2,12 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 
 import httpx
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 
 from potstill.errors import PotstillError
+from potstill.exits import HOW_TO_GO_ON, INTERRUPTED
+from potstill.subprocesses import GRACE_SECONDS
 
 START_SECONDS = 120
 """On a busy machine it takes longer than the 20 s that Prefect allows by default."""
@@ -28,8 +34,19 @@ def start_server() -> None:
             raise PotstillError(f"PREFECT_API_URL {url} does not answer ({error}): start it, or unset it") from None
         return
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is sent to anybody from here
+    server = SubprocessASGIServer()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        SubprocessASGIServer().start(START_SECONDS)
+        server.start(START_SECONDS)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    assert server.server_process is not None
+    threading.Thread(target=_end_without, args=(server.server_process,), daemon=True).start()
+
+
+def _end_without(server: "subprocess.Popen[bytes]") -> None:
+    """A run that has lost its server, as by a SIGTERM to the whole group, would try to reach it for minutes."""
+    server.wait()
+    time.sleep(GRACE_SECONDS)
+    print(f"Prefect's temporary server ended before the run. {HOW_TO_GO_ON}", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(INTERRUPTED)

@@ -2,6 +2,7 @@
 
 from prefect import task, unmapped
 from prefect.artifacts import create_table_artifact
+from prefect.exceptions import ExternalSignal
 from prefect.futures import wait
 from prefect.logging import get_run_logger
 
@@ -10,7 +11,7 @@ from potstill.errors import TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
-from potstill.teacher.asking import BatchReport
+from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import batch_key, open_batches, split_batches
 from potstill.teacher.sharing import plan_of, shared_session, stop_sessions
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
@@ -29,7 +30,7 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     try:
         for batch in wait(batches).done:
             batch.result()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalSignal):
         stop_sessions()
         raise
     return collect_completions(recipe, prompts)
@@ -49,8 +50,7 @@ def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:
 )
 def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport:
     """One batch answered; what the ledger holds is not asked again."""
-    plan = plan_of(recipe, prompts)
-    batch = split_batches(plan)[index]
+    batch = split_batches(plan := plan_of(recipe, prompts))[index]
     with shared_session(plan, Ledger(), recipe.budget.run_usd) as session:
         report = session.answer(batch)
     get_run_logger().info(

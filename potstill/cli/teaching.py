@@ -23,7 +23,7 @@ from potstill.ledger import Ledger
 from potstill.llm.terms import check_terms
 from potstill.recipe import Task, Teacher
 from potstill.teacher import collect
-from potstill.teacher.asking import BatchReport, Step
+from potstill.teacher.outcome import BatchReport, Step
 from potstill.teacher.plan import TeachPlan, make_plan, upper_bound_usd
 from potstill.teacher.quality import quarantine_reason
 from potstill.teacher.session import TeacherSession

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
 
 from potstill.errors import (
     BudgetReachedError,
@@ -20,7 +19,7 @@ from potstill.llm.client import Attempt, ChatClient
 from potstill.llm.limiter import Limiter
 from potstill.llm.messages import Reply
 from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
-from potstill.records import Row
+from potstill.teacher.outcome import BatchReport, Step
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 
 BYTES_A_TOKEN = 4
@@ -29,31 +28,6 @@ LONGEST_WAIT_SECONDS = 300.0
 """A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
 PROBES = 3
 """So many prompts may fail, one after the other, at an endpoint that does reply, before it counts as out of order."""
-
-
-class BatchReport(Row):
-    """What became of one batch."""
-
-    answers: int
-    found: int
-    """Answers that stood in the ledger already."""
-    answered: int
-    refused: int
-    """Requests that the provider rejects for what they are."""
-    unanswered: int
-    """Requests that failed for now."""
-    attempts: int
-    cost_usd: Decimal
-    """The known cost of the attempts made here."""
-    last_error: str | None = None
-
-
-class Step(NamedTuple):
-    """Told after each attempt."""
-
-    key: str
-    is_answered: bool
-    cost_usd: Decimal
 
 
 class RefusedError(PermanentTeacherError):

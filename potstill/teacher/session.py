@@ -14,7 +14,8 @@ from typing import Any, Self, TypeVar
 from potstill.ledger import Ledger
 from potstill.llm.client import ChatClient
 from potstill.llm.retrying import RetryPolicy
-from potstill.teacher.asking import Asker, BatchReport, Step
+from potstill.teacher.asking import Asker
+from potstill.teacher.outcome import BatchReport, Step
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 
 T = TypeVar("T")

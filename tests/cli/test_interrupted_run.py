@@ -63,6 +63,17 @@ def test_an_interrupt_stops_the_spending_and_a_kill_the_training_and_the_same_co
     line.wait_for_the_end()
 
 
+def test_a_supervisor_that_stops_the_whole_group_stops_the_spending_though_the_server_is_gone_too(line: Line) -> None:
+    run = line.start()
+    wait_until(lambda: line.requests() >= 60)
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait(40) == 130
+    assert line.requests() < PROMPTS
+    said = (line.root / "log").read_text()
+    assert "Prefect's temporary server ended before the run. interrupted: run the same again to go on" in said
+    line.wait_for_the_end()
+
+
 def wait_until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + STAGE_SECONDS
     while not happened():

@@ -10,7 +10,7 @@ import pytest
 from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.llm.retrying import RetryPolicy
-from potstill.teacher.asking import Step
+from potstill.teacher.outcome import Step
 from potstill.teacher.plan import InputRow, TeachPlan, make_plan
 from potstill.teacher.session import TeacherSession
 from tests.fake_teacher import (

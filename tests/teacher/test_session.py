@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from potstill.errors import NotAuthorisedError, PotstillError, TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.llm.retrying import RetryPolicy
-from potstill.teacher.asking import Step
+from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.session import TeacherSession
 from tests.fake_teacher import (
