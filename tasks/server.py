@@ -48,5 +48,5 @@ def _end_without(server: "subprocess.Popen[bytes]") -> None:
     """A run that has lost its server, as by a SIGTERM to the whole group, would try to reach it for minutes."""
     server.wait()
     time.sleep(GRACE_SECONDS)
-    print(f"Prefect's temporary server ended before the run. {HOW_TO_GO_ON}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"Prefect's temporary server ended before the run. {HOW_TO_GO_ON}", file=sys.stderr, flush=True)  # noqa: T201 - a command's output
     os._exit(INTERRUPTED)
