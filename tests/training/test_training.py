@@ -129,7 +129,7 @@ def test_killed_training_goes_on_from_its_checkpoint_with_the_same_losses(
         launch.train_sft(dataset, base, CONFIG, store, on_point=kill)
     assert killed
     resumed = launch.train_sft(dataset, base, CONFIG, store)
-    assert launch.read_status(store.path(resumed)).resumed_from_step == 20, "within the second epoch"
+    assert 17 < launch.read_status(store.path(resumed)).resumed_from_step < 34, "within the second epoch"
     assert losses(store, resumed) == pytest.approx(uninterrupted, abs=1e-4)
 
 
