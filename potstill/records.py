@@ -45,10 +45,11 @@ Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Usage(Row):
-    """Tokens of one answer, by kind. `input` includes `cached_input`; `output` includes `reasoning`."""
+    """Tokens of one answer, by kind. `input` includes `cached_input` and `cache_write`; `output` includes `reasoning`."""
 
     input: Tokens = 0
     cached_input: Tokens = 0
+    cache_write: Tokens = 0
     output: Tokens = 0
     reasoning: Tokens = 0
 
@@ -152,16 +153,29 @@ def write_parquet(path: Path, rows: Iterable[R], model: type[R], *, batch_rows: 
     return count
 
 
-def read_parquet(path: Path, model: type[R]) -> Iterator[R]:
-    """Yield the rows of a Parquet file that `write_parquet` wrote."""
+def read_parquet(path: Path, model: type[R], *, start: int = 0, stop: int | None = None) -> Iterator[R]:
+    """Yield the rows of a Parquet file that `write_parquet` wrote: all, or those from `start` to before `stop`."""
     import pyarrow.parquet as pq
 
     as_json = _json_columns(model)
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
+        groups = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+        first = 0
+        for index, num_rows in enumerate(groups):
+            begin, end = max(start - first, 0), num_rows if stop is None else min(stop - first, num_rows)
+            first += num_rows
+            if begin >= end:
+                continue
+            for row in file.read_row_group(index).slice(begin, end - begin).to_pylist():
                 row.update({name: orjson.loads(row[name]) for name in as_json if row[name] is not None})
                 yield model.model_validate(row)
+
+
+def count_parquet(path: Path) -> int:
+    """How many rows a Parquet file holds."""
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path).num_rows
 
 
 def _json_columns(model: type[Row]) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ OTHER_VALUES: dict[str, Any] = {
     "teacher.batch_size": 1,
     "teacher.attest": "they do",
     "budget.run_usd": 0,
+    "budget.month_usd": 0,
     "student.base": "other/base",
     "student.revision": "main",
     "training.epochs": 3,

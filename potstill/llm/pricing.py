@@ -25,6 +25,16 @@ class Rates(NamedTuple):
     request: Decimal = Decimal(0)
     """USD for one answered request, whatever its length."""
 
+    def snapshot(self) -> dict[str, str]:
+        """The rates and their source, as the ledger keeps them with every attempt."""
+        return {
+            "input_per_million": str(self.input),
+            "cached_input_per_million": str(self.cached_input),
+            "output_per_million": str(self.output),
+            "request": str(self.request),
+            "source": self.source,
+        }
+
     def cost(self, usage: Usage) -> Decimal:
         """USD for one answer."""
         if self.tiered is not None:

@@ -1,0 +1,180 @@
+"""One attempt: paced, reserved in the ledger, sent, and settled whatever becomes of it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, TransientTeacherError
+from potstill.ledger.entries import Admission, AttemptPlan, Caps, Purpose, Settlement, Status
+from potstill.ledger.grouping import GroupedLedger
+from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.limiter import Limiter
+from potstill.llm.messages import Reply
+from potstill.llm.retrying import UnansweredError
+from potstill.teacher.budget import describe_cap
+from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step
+from potstill.teacher.plan import PlannedAnswer, TeachPlan
+from potstill.teacher.stopping import Stop
+
+BYTES_A_TOKEN = 4
+RATE_LIMIT_PAUSE_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 300.0
+"""A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
+ROOM_SECONDS = 1.0
+"""How often somebody who waits for room in the budget looks whether another process has made some."""
+
+Sent = Literal["answered", "found", "claimed"]
+"""An answer came; one stands in the ledger already; somebody asks for the same right now."""
+
+
+class Sender:
+    """Sends the attempts of one run; everything in it runs on one event loop.
+
+    Args:
+        caps: what may be spent by the plan's run, and by its recipe in this month.
+    """
+
+    def __init__(
+        self, plan: TeachPlan, ledger: GroupedLedger, client: ChatClient, caps: Caps, stop: Stop, purpose: Purpose
+    ) -> None:
+        self._plan = plan
+        self._run = plan.run
+        self._ledger = ledger
+        self._client = client
+        self._caps = caps
+        self._stop = stop
+        self._purpose: Purpose = purpose
+        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, sleep=stop.sleep)
+        self._settled = asyncio.Event()
+        self.has_replied = False
+        """Whether the endpoint has sent an HTTP 200: what it says of a prompt is then the prompt's fault."""
+
+    async def send(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> Sent:
+        """Ask once.
+
+        Errors: `UnansweredError` where another attempt may help, `RefusedError` where none would; what ends the run.
+        """
+        self._stop.check()
+        body = self._client.encode(answer.request)
+        await self._limiter.wait(len(body) // BYTES_A_TOKEN + answer.request.max_tokens)
+        plan = self._attempt_plan(answer, len(body))
+        admission = await self._reserve(plan)
+        if admission.attempt_id is None:
+            return self._not_sent(admission, answer)
+        started = time.monotonic()
+        attempt: Attempt | None = None
+        try:
+            attempt = await self._client.ask(body)
+            self.has_replied = self.has_replied or attempt.http_status == 200
+        finally:
+            settlement = self._settlement(admission.attempt_id, plan, attempt, time.monotonic() - started)
+            if attempt is None:  # cancelled: nobody is there to wait
+                self._ledger.post(settlement)
+        assert attempt is not None
+        with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+            await self._ledger.settle(settlement)
+        self._settled.set()  # wakes all that wait; who waits next waits for the next
+        self._settled = asyncio.Event()
+        on_step(Step(1, int(settlement.status == "answered"), cost_usd=settlement.cost_usd))
+        self._judge(attempt)
+        return "answered"
+
+    def _attempt_plan(self, answer: PlannedAnswer, num_bytes: int) -> AttemptPlan:
+        return AttemptPlan(
+            answer_key=answer.key,
+            prompt_id=answer.prompt.prompt_id,
+            run=self._run,
+            purpose=self._purpose,
+            provider=self._client.provider.name,
+            model=answer.request.model,
+            bound_usd=self._plan.rates.upper_bound(num_bytes, answer.request.max_tokens),
+            rates=self._plan.rates,
+            month=self._plan.month(),
+        )
+
+    async def _reserve(self, plan: AttemptPlan) -> Admission:
+        """The attempt's row, once the caps admit it; while requests are in flight, one of them may make room."""
+        while True:
+            self._stop.check()
+            settled = self._settled
+            with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+                admission = await self._ledger.begin(plan, self._caps)
+                if admission.why_not != "no_room":
+                    return admission
+                in_flight = await self._ledger.run(self._count_in_flight, plan)
+            if in_flight == 0:
+                await self._ledger.run(self._stop_at_the_cap, plan)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ROOM_SECONDS):
+                    await settled.wait()
+
+    def _count_in_flight(self, plan: AttemptPlan) -> int:
+        """How many living processes' requests may still make room."""
+        accounts = [plan.run] if plan.month is None else [plan.run, plan.month]
+        self._ledger.ledger.close_orphans()
+        return self._ledger.ledger.count_online(accounts)
+
+    def _stop_at_the_cap(self, plan: AttemptPlan) -> None:
+        self._stop.because(BudgetReachedError(describe_cap(self._plan, self._ledger.ledger, plan, self._caps)))
+
+    def _not_sent(self, admission: Admission, answer: PlannedAnswer) -> Sent:
+        if admission.why_not == "refused":
+            known = self._ledger.ledger.costs([answer.key])
+            raise RefusedError(known[answer.key].last_error or "refused")
+        return "claimed" if admission.why_not == "claimed" else "found"
+
+    def _settlement(self, attempt_id: int, plan: AttemptPlan, attempt: Attempt | None, seconds: float) -> Settlement:
+        """How the attempt ended; `attempt` is None where it was cancelled."""
+        if attempt is None:
+            return Settlement(attempt_id, plan, "unknown", error="cancelled", seconds=seconds)
+        outcome = attempt.outcome
+        is_reply = isinstance(outcome, Reply)
+        return Settlement(
+            attempt_id,
+            plan,
+            _status(attempt) if self.has_replied else _early_status(attempt),
+            reply=outcome if is_reply else None,
+            usage=outcome.usage,
+            http_status=attempt.http_status,
+            error=None if is_reply else outcome.message,
+            seconds=seconds,
+        )
+
+    def _judge(self, attempt: Attempt) -> None:
+        """Raise what the outcome means for this request, for the run, or for the pace."""
+        failure = attempt.outcome
+        if isinstance(failure, Reply):
+            return
+        said = f"{self._client.base_url}: {failure.message}"
+        if failure.cause == "authorisation":
+            self._stop.because(NotAuthorisedError(said))
+        elif failure.cause == "run":
+            self._stop.because(PermanentTeacherError(said))
+        elif failure.cause == "request":
+            raise (RefusedError if self.has_replied else EarlyRefusalError)(failure.message)
+        elif (failure.retry_after_seconds or 0) > LONGEST_WAIT_SECONDS:
+            wait = f"it asks to wait {failure.retry_after_seconds:.0f} s"
+            self._stop.because(TransientTeacherError(f"{said}; {wait}: run the same again then"))
+        elif failure.cause == "rate_limit":
+            self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
+        self._stop.check()
+        raise UnansweredError(failure.message, failure.retry_after_seconds)
+
+
+def _status(attempt: Attempt) -> Status:
+    if isinstance(attempt.outcome, Reply):
+        return "answered"
+    if attempt.may_be_billed:
+        return "unknown"
+    if attempt.outcome.usage is not None:
+        return "unusable"
+    return "refused" if attempt.outcome.cause == "request" else "failed"
+
+
+def _early_status(attempt: Attempt) -> Status:
+    """Before an endpoint has answered anything, a refusal may be its own fault: it counts when it is repeated."""
+    status = _status(attempt)
+    return "failed" if status == "refused" else status
