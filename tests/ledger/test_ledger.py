@@ -20,14 +20,9 @@ from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
 from potstill.records import Usage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RATES = Rates(Decimal("2.5"), Decimal("1.25"), Decimal(10), "given")
 REPLY = Reply({"role": "assistant", "content": "yes"}, "yes", "stop", Usage(input=3, output=1))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'ledger.db'}"
 
 
 @pytest.fixture
@@ -57,9 +52,14 @@ def caps(run_usd: str | None) -> Caps:
     return Caps(None if run_usd is None else Decimal(run_usd))
 
 
+def driver(url: str) -> str:
+    """The address as SQLAlchemy wants it, which takes "postgresql" alone for an older driver's."""
+    return url.replace("postgresql://", "postgresql+psycopg://")
+
+
 def rows(url: str) -> list[tuple[str, str, int | None]]:
     """Key, status and cost in pico-dollars of every attempt, read without the ledger."""
-    with create_engine(url).connect() as connection:
+    with create_engine(driver(url)).connect() as connection:
         found = connection.execute(text("SELECT answer_key, status, cost_usd FROM attempts ORDER BY id"))
         return [(row[0], row[1], row[2]) for row in found]
 
@@ -249,7 +249,7 @@ def test_eight_threads_never_overshoot_the_cap(ledger: Ledger, url: str) -> None
 
 SPEND = """
 import sys
-from tests.test_ledger import Caps, Ledger, begun, plan, settle, Decimal, Usage
+from tests.ledger.test_ledger import Caps, Ledger, begun, plan, settle, Decimal, Usage
 print("ready", flush=True)
 sys.stdin.readline()
 ledger = Ledger(sys.argv[1])
@@ -264,7 +264,7 @@ print(admitted)
 """
 HOLD = """
 import sys, time
-from tests.test_ledger import Ledger, begun, plan
+from tests.ledger.test_ledger import Ledger, begun, plan
 ledger = Ledger(sys.argv[1])
 for number in range(3):
     begun(ledger, plan(f"{sys.argv[2]}-{number}"))
@@ -336,7 +336,7 @@ def test_an_address_that_opens_nothing_is_a_usage_error_that_names_it(url: str) 
 
 
 def test_a_ledger_of_another_schema_is_refused(ledger: Ledger, url: str) -> None:
-    with create_engine(url).begin() as connection:
+    with create_engine(driver(url)).begin() as connection:
         connection.execute(text("UPDATE meta SET value = '99' WHERE name = 'schema_version'"))
     with pytest.raises(UsageError, match="schema version 99"):
         Ledger(url)
@@ -369,7 +369,7 @@ def test_an_attempt_that_was_taken_for_an_orphans_is_settled_without_freeing_its
     assert ledger.account("run").committed_usd == Decimal("0.01025")
     assert ledger.find_answers(["k"])
     assert [(key, status) for key, status, _ in rows(url)] == [("k", "answered"), ("other", "unknown")]
-    with create_engine(url).connect() as connection:
+    with create_engine(driver(url)).connect() as connection:
         assert connection.execute(text("SELECT reserved_usd FROM accounts")).scalar_one() == 0
 
 
@@ -385,3 +385,20 @@ def test_a_reader_blocks_no_writer(ledger: Ledger, url: str) -> None:
 
     assert list(ledger.costs(keys())) == ["k0"]
     assert ledger.costs(["late"])["late"].attempts == 1
+
+
+def test_an_owner_on_another_machine_keeps_its_claim_as_long_as_its_lease(
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(ledger, plan("k"))
+    monkeypatch.setattr("potstill.owner.Owner.is_on_this_machine", lambda owner: False)
+    other = Ledger(url)
+    assert other.close_orphans() == 0
+    with create_engine(driver(url)).begin() as connection:
+        connection.execute(text("UPDATE owners SET lease_until = lease_until - 61"))
+    ledger.renew_lease()
+    assert other.close_orphans() == 0, "it was heard of in time"
+    with create_engine(driver(url)).begin() as connection:
+        connection.execute(text("UPDATE owners SET lease_until = lease_until - 61"))
+    assert other.close_orphans() == 1
+    assert other.begin(plan("k")).attempt_id is not None
