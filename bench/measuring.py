@@ -65,6 +65,8 @@ class Benchmark(NamedTuple):
     repeats: int
     open: Callable[[], AbstractContextManager[Callable[[str], Taken]]]
     """Sets up what the contenders share, and yields what takes one sample of a contender."""
+    prepare: Callable[[str], str | None] = lambda _: None
+    """Makes a contender ready; returns why it cannot take part, or None where it can."""
     check: Callable[[Sequence[Sample]], dict[str, Any]] = lambda _: {}
     """What the evidence shows. Errors: `ValueError` where the contenders did not do the same work."""
 
@@ -82,6 +84,8 @@ class Result(Row):
     ratios: list[Ratio]
     contenders: dict[str, dict[str, Spread]]
     """By contender and metric."""
+    skipped: dict[str, str]
+    """Contenders that could not take part, and why."""
     checked: dict[str, Any]
     samples: list[Sample]
 
@@ -91,11 +95,13 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
 
     Errors: `SubprocessError` where a contender fails, `ValueError` where they did not do the same work.
     """
+    skipped = {name: why for name in benchmark.contenders if (why := benchmark.prepare(name))}
+    contenders = [name for name in benchmark.contenders if name not in skipped]
     samples: list[Sample] = []
     with benchmark.open() as take:
         started, others = time.monotonic(), other_cpu_seconds()
         for repeat in range(repeats):
-            for contender in benchmark.contenders:
+            for contender in contenders:
                 load = round(os.getloadavg()[0], 2)
                 values, evidence = take(contender)
                 samples.append(
@@ -129,9 +135,11 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
                 spread=_spread(x / y for x, y in zip(of(a, metric), of(b, metric), strict=True)),
             )
             for a, b in benchmark.comparisons
+            if a in contenders and b in contenders
             for metric in metrics
         ],
-        contenders={name: {metric: _spread(of(name, metric)) for metric in metrics} for name in benchmark.contenders},
+        contenders={name: {metric: _spread(of(name, metric)) for metric in metrics} for name in contenders},
+        skipped=skipped,
         checked=benchmark.check(samples),
         samples=samples,
     )
