@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,6 +17,10 @@ from bench.machine import describe_machine, other_cpu_seconds
 from potstill.errors import SubprocessError
 from potstill.records import Row
 from potstill.subprocesses import ENVIRONMENT
+
+ROOT = Path(__file__).parents[1]
+CHILD_ENVIRONMENT = {**ENVIRONMENT, "PYTHONSAFEPATH": ""}
+"""That of Potstill's own children, but the code in the current directory is what is measured: children run in `ROOT`."""
 
 
 class Taken(NamedTuple):
@@ -147,8 +152,9 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
 
 def take_in_child(module: str, *arguments: str) -> Taken:
     """Run a module in a fresh process, with the environment of Potstill's children; its last line is a `Taken` as JSON."""
-    env = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, env=env, check=False)
+    env = {**os.environ, **CHILD_ENVIRONMENT}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=env, check=False)
     if done.returncode != 0:
         raise SubprocessError(f"{module} {arguments[0]} failed: {done.stderr.decode(errors='replace')[-2000:]}")
     return Taken(**orjson.loads(done.stdout.splitlines()[-1]))

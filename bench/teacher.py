@@ -20,13 +20,12 @@ import orjson
 from bench.fast_teacher.dialects import is_answer_to
 from bench.fast_teacher.faults import draw
 from bench.fast_teacher.log import LoggedRequests
-from bench.fast_teacher.running import ROOT, RunningTeacher, running
+from bench.fast_teacher.running import RunningTeacher, running
 from bench.fast_teacher.settings import Settings
-from bench.measuring import Benchmark, Sample, Taken
+from bench.measuring import CHILD_ENVIRONMENT, ROOT, Benchmark, Sample, Taken
 from bench.peers.environments import PEERS, EnvironmentFailedError, environment
 from bench.prompts import write_prompts
 from potstill.errors import SubprocessError
-from potstill.subprocesses import ENVIRONMENT
 
 POTSTILL = "potstill"
 FLOW = "potstill in a flow"
@@ -59,7 +58,9 @@ def potstill_command(url: str, prompts: Path, directory: Path, concurrency: int)
     arguments = [sys.executable, "-m", "potstill.cli", "teach", str(prompts), "--out", str(out), "--base-url", url]
     arguments += ["--provider", "openai_compatible", "--model", "gpt-4o-mini", "--price", "1,10", "--max-tokens", "256"]
     arguments += ["--temperature", "0", "--concurrency", str(concurrency), "--no-redact", "--yes", "--json"]
-    return Command(arguments, {"POTSTILL_HOME": str(directory / "home"), **ENVIRONMENT}, out / "completions.jsonl")
+    return Command(
+        arguments, {"POTSTILL_HOME": str(directory / "home"), **CHILD_ENVIRONMENT}, out / "completions.jsonl"
+    )
 
 
 def peer_command(name: str, url: str, prompts: Path, directory: Path, concurrency: int) -> Command:
@@ -77,7 +78,7 @@ def flow_command(url: str, prompts: Path, directory: Path, concurrency: int) -> 
     out = directory / "out"
     arguments = [sys.executable, "-m", "bench.teach_in_flow", url, str(prompts), str(out), str(concurrency)]
     own = {"POTSTILL_HOME": str(directory / "home"), "PREFECT_HOME": str(directory / "prefect")}
-    variables = {**own, **ENVIRONMENT, "PYTHONSAFEPATH": "", "PREFECT_LOGGING_LEVEL": "ERROR"}
+    variables = {**own, **CHILD_ENVIRONMENT, "PREFECT_LOGGING_LEVEL": "ERROR"}
     return Command(arguments, variables, out / "completions.jsonl")
 
 
