@@ -39,6 +39,8 @@ class CallFault(NamedTuple):
     bytes: int = 0
 
 
+FINE = CallFault("fine")
+"""No fault: what comes after it in the script is meant for the next call."""
 DROP_BEFORE = CallFault("drop before")
 """The connection ends, and nothing was done."""
 DROP_AFTER = CallFault("drop after")
@@ -594,20 +596,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, body[: fault.bytes])
         elif kind == "cut":
             assert fault is not None
-            self._head(200, len(body))
-            self.wfile.write(body[: fault.bytes])
+            self.wfile.write(self._head(200, len(body)) + body[: fault.bytes])
             self._drop()
         else:
             self._send(200, body)
 
     def _send(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        self._head(status, len(body), headers)
-        self.wfile.write(body)
+        self.wfile.write(self._head(status, len(body), headers) + body)
 
-    def _head(self, status: int, length: int, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def _head(self, status: int, length: int, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
         lines = [f"HTTP/1.1 {status} scripted", "content-type: application/json", f"content-length: {length}"]
         lines += [f"{name}: {value}" for name, value in headers]
-        self.wfile.write("\r\n".join([*lines, "", ""]).encode())
+        return "\r\n".join([*lines, "", ""]).encode()
 
     def _drop(self) -> None:
         self.wfile.flush()

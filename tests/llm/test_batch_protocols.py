@@ -8,7 +8,7 @@ import pytest
 
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TransientTeacherError, UsageError
 from potstill.llm.batches import open_batches
-from potstill.llm.batches.base import BatchProtocol, BatchResult, BatchState, Limits, custom_id
+from potstill.llm.batches.base import BatchProtocol, BatchResult, BatchState, Limits, custom_id, split
 from potstill.llm.messages import Reply
 from potstill.llm.providers.base import Failure
 from potstill.llm.retrying import RetryPolicy
@@ -114,6 +114,18 @@ async def test_the_size_of_a_request_with_the_longest_id_is_what_it_takes_in_the
     create = next(call for call in teacher.calls if call.operation == "create")
     sent = len(teacher.files["file-0000"]) if provider == "openai" else int(create.headers["content-length"])
     assert 0 <= sent - sum(batches.size(body) for body in bodies) < 20, "what stands around the requests"
+
+
+async def test_a_batch_that_split_has_filled_to_the_last_byte_is_taken(
+    batches: BatchProtocol, provider: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = numbered_requests(provider, TOKEN, 1)[0][1]
+    token = "t" * 31
+    requests = [(custom_id(token, str(number) * 32), body) for number in range(3)]
+    monkeypatch.setattr(batches, "limits", Limits(requests=9, bytes=3 * batches.size(body)), raising=False)
+    assert list(split(requests, lambda request: batches.size(request[1]), batches.limits)) == [requests]
+    await batches.submit(requests, token)
+    assert len(teacher.batches) == 1
 
 
 async def test_openai_gets_one_file_of_requests_for_the_day_and_the_token_as_metadata(teacher: BatchTeacher) -> None:
@@ -226,6 +238,38 @@ async def test_a_line_that_cannot_be_read_is_one_failure_and_stops_no_other(
     assert sorted(results) == ["", "0000", "0002"]
     assert results[""].may_be_billed
     assert results[""].outcome.message == "line 2 of the results cannot be read"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "7",
+        "null",
+        '{"custom_id": 7}',
+        '{"custom_id": "ID"}',
+        '{"custom_id": "ID", "response": {}, "result": {}}',
+        '{"custom_id": "ID", "response": {"status_code": "two hundred"}, "result": {"type": "errored"}}',
+        '{"custom_id": "ID", "response": {"status_code": 200}, "result": {"type": "succeeded"}}',
+        '{"custom_id": "ID", "response": null, "error": null, "result": null}',
+        '{"custom_id": "ID", "response": null, "error": {}, "result": {"type": "errored", "error": {"type": 1}}}',
+        '{"custom_id": "ID", "response": [], "result": {"type": "errored", "error": {"error": null}}}',
+    ],
+)
+async def test_a_line_of_any_shape_is_a_failure_in_doubt_and_never_a_crash(
+    batches: BatchProtocol, provider: str, teacher: BatchTeacher, line: str
+) -> None:
+    submitted = await batches.submit(numbered_requests(provider, TOKEN, 2), TOKEN)
+    state = await batches.state(submitted.id)
+    batch = teacher.batches[submitted.id]
+    first = line.replace("ID", f"{TOKEN}-0000").encode() + b"\n"
+    batch.output = first + batch.output.partition(b"\n")[2]
+    results = await collect(batches, state)
+    assert sorted(results) == ["0000" if "ID" in line else "", "0001"]
+    assert isinstance(results["0001"].outcome, Reply)
+    strange = next(result for name, result in results.items() if name != "0001")
+    assert isinstance(strange.outcome, Failure)
+    assert (strange.outcome.cause, strange.usage) == ("transient", None)
 
 
 async def test_a_request_that_timed_out_inside_openai_may_have_been_billed(teacher: BatchTeacher) -> None:

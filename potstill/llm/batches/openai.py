@@ -109,7 +109,7 @@ class OpenAIBatches:
             id=str(body["id"]),
             status="ended" if said in ENDED else "running",
             said=said,
-            counts={name: int(count) for name, count in (body.get("request_counts") or {}).items()},
+            counts={name: int(count or 0) for name, count in (body.get("request_counts") or {}).items()},
             created_at=float(body["created_at"]),
             expires_at=None if body.get("expires_at") is None else float(body["expires_at"]),
             locations=tuple(f"/files/{file_id}/content" for file_id in locations if file_id),

@@ -62,9 +62,10 @@ async def spooled(
         file.write(frame.end)
         file.flush()
         size = file.tell()
-        if not 0 < len(seen) <= limits.requests or size > limits.bytes:
+        needed = size - len(frame.start) - len(frame.end)
+        if not 0 < len(seen) <= limits.requests or needed > limits.bytes:
             raise UsageError(
-                f"batch {token} holds {len(seen)} requests in {size} bytes, and 1 to {limits.requests} in "
+                f"batch {token} holds {len(seen)} requests in {needed} bytes, and 1 to {limits.requests} in "
                 f"{limits.bytes} are taken: cut it with split"
             )
         yield Spool(file, len(seen), size)
