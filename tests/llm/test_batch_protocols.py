@@ -340,6 +340,7 @@ async def test_a_cancelled_batch_keeps_what_was_answered(
     assert state.status == "running"
     assert state.said == {"openai": "cancelling", "anthropic": "canceling"}[provider]
     assert (await batches.cancel(submitted.id)).said == state.said
+    assert teacher.operations().count("cancel") == 1, "it is being stopped already"
     teacher.finish(teacher.batches[submitted.id])
     ended = await batches.cancel(submitted.id)
     assert ended.status == "ended"
@@ -448,6 +449,7 @@ async def test_a_host_that_does_not_exist_is_named(provider: str) -> None:
             "Enqueued token limit reached",
         ),
         ([{"code": "billing_hard_limit_reached", "message": "no credit", "line": None}], None, (), "no credit"),
+        ([{"code": "project_spend_limit_exceeded", "message": "the cap", "line": None}], None, (), "the cap"),
         ([{"code": "model_not_found", "message": "no such model", "line": 1}], "run", (1,), "no such model"),
         ([{"code": "invalid_file", "message": "unreadable"}], "run", (), "unreadable"),
     ],
