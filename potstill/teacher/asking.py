@@ -275,6 +275,9 @@ class Asker:
             return
         if failure.cause == "authorisation":
             self._stop(NotAuthorisedError(f"{self._client.base_url}: {failure.message}"))
+        elif failure.cause == "billing":
+            remedy = "add credit or raise the limit, then run the same again"
+            self._stop(NotAuthorisedError(f"{self._client.base_url}: {failure.message}: {remedy}"))
         elif failure.cause == "run":
             self._stop(PermanentTeacherError(f"{self._client.base_url}: {failure.message}"))
         elif failure.cause == "request":

@@ -9,7 +9,7 @@ import orjson
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
 from potstill.ledger import Ledger
-from potstill.llm.messages import ChatRequest
+from potstill.llm.messages import ChatRequest, schema_format, with_instructions
 from potstill.llm.pricing import Rates, find_rates
 from potstill.llm.providers import PROVIDERS
 from potstill.recipe import Task, Teacher
@@ -114,9 +114,13 @@ def upper_bound_usd(plan: TeachPlan) -> Decimal:
 def _request(prompt: Prompt, teacher: Teacher, sample_index: int) -> ChatRequest:
     return ChatRequest(
         model=teacher.model,
-        messages=prompt.messages,
+        messages=with_instructions(prompt.messages, teacher.instructions),
         tools=prompt.tools,
         max_tokens=teacher.max_tokens,
         temperature=teacher.temperature,
         seed=None if teacher.seed is None else teacher.seed + sample_index,
+        response_format=schema_format(teacher.response_schema),
+        stop=list(teacher.stop) or None,
+        reasoning_effort=teacher.reasoning_effort,
+        top_p=teacher.top_p,
     )
