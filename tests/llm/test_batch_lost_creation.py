@@ -241,6 +241,17 @@ async def test_anthropic_batches_that_ran_before_the_lost_creation_are_not_taken
     assert not state.is_certain
 
 
+async def test_an_anthropic_batch_whose_first_line_is_damaged_may_be_ours(teacher: BatchTeacher) -> None:
+    since = time.time()
+    async with opened("anthropic", teacher) as batches:
+        batch_id = await submit(batches, "anthropic", TOKEN)
+        teacher.finish(teacher.batches[batch_id])
+        teacher.batches[batch_id].output = b"{no json\n" + teacher.batches[batch_id].output.partition(b"\n")[2]
+        found = await batches.find(TOKEN, since, COUNT)
+    assert found is not None
+    assert (found.id, found.status, found.is_certain) == (batch_id, "ended", False)
+
+
 async def test_anthropic_results_that_say_nothing_hide_no_other_batch(teacher: BatchTeacher) -> None:
     since = time.time()
     async with opened("anthropic", teacher) as batches:

@@ -405,6 +405,19 @@ async def test_a_wrong_key_is_told_at_once_and_the_right_one_is_shown(
         assert len(await run_one(batches, provider)) == 3
 
 
+async def test_more_headers_go_with_every_call_and_the_key_of_the_provider_wins(
+    provider: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret-1")
+    teacher.key = "secret-1"
+    more = {"X-Team": "still", "Authorization": "Bearer other", "X-Api-Key": "other"}
+    more.pop("Authorization" if provider == "anthropic" else "X-Api-Key")
+    async with opened(provider, teacher, api_key_env="MY_KEY", headers=more) as batches:
+        await run_one(batches, provider)
+    assert {call.headers["x-team"] for call in teacher.calls} == {"still"}
+    assert len(teacher.calls) >= 4
+
+
 async def test_a_redirect_is_never_followed(batches: BatchProtocol, provider: str, teacher: BatchTeacher) -> None:
     with BatchTeacher() as other:
         teacher.fail_next("create", redirect(f"{other.url}/messages/batches"))

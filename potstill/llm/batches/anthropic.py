@@ -49,7 +49,9 @@ class AnthropicBatches:
     batch that has ended: the first result's id is of the token or it is not. Of one that still runs it sees only when it
     was created and how many requests it holds: such a batch is given with `is_certain` False, the oldest that is not
     `known`. Whoever takes it waits for it and calls `find` again when it has ended; the worst case is a wait for a batch
-    of somebody else's, never a prompt paid twice. It must not be cancelled meanwhile.
+    of somebody else's, never a prompt paid twice. It must not be cancelled meanwhile. One that has ended and is uncertain
+    still, because its first line is damaged, shows in its other results whose it is. `submit` knows more than `find`: a
+    batch that was there before it called is not its own.
     """
 
     limits = Limits(requests=100_000, bytes=240_000_000)
@@ -93,9 +95,10 @@ class AnthropicBatches:
         async for state in self._listed(since):
             if state.id in known or sum(state.counts.values()) != requests:
                 continue
-            if not state.locations:
+            first = await self._first_custom_id(state) if state.locations else None
+            if first is None:
                 oldest = state
-            elif is_of(token, await self._first_custom_id(state)):
+            elif is_of(token, first):
                 return state
         return oldest and oldest._replace(is_certain=False)
 
@@ -111,9 +114,10 @@ class AnthropicBatches:
                 return
             after = {"after_id": page.last_id}
 
-    async def _first_custom_id(self, state: BatchState) -> Any:
+    async def _first_custom_id(self, state: BatchState) -> str | None:
+        """None where the first line cannot be read."""
         try:
-            return orjson.loads(await self._calls.first_line(state.locations[0]))["custom_id"]
+            return str(orjson.loads(await self._calls.first_line(state.locations[0]))["custom_id"])
         except (orjson.JSONDecodeError, LookupError, TypeError):
             return None
 

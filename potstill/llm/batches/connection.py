@@ -34,10 +34,10 @@ class Connection:
     Redirects are never followed, and the key goes to no other address than `base_url`.
     """
 
-    def __init__(self, provider: Provider, base_url: str, key: str | None, timeout_seconds: float) -> None:
+    def __init__(self, provider: Provider, base_url: str, headers: Mapping[str, str], timeout_seconds: float) -> None:
         self.provider = provider
         self._base_url = httpx.URL(base_url)
-        self._headers = provider.headers(key)
+        self._headers = headers
         self._timeout_seconds = timeout_seconds
         self._http: httpx.AsyncClient | None = None
 
@@ -132,7 +132,7 @@ class Connection:
             body = orjson.loads(response.content)
         except orjson.JSONDecodeError:
             body = None
-        raise self._error(self.provider.read_error(response.status_code, body, response.headers.get("retry-after")))
+        raise self._error(self.provider.read_error(response.status_code, body, response.headers))
 
     def _error(self, failure: Failure) -> Exception:
         message = f"{self._base_url}: {failure.message}"

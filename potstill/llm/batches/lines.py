@@ -45,7 +45,7 @@ def answered(custom_id: str, provider: Provider, body: Any) -> BatchResult:
 
 def refused(custom_id: str, provider: Provider, status: int, body: Any) -> BatchResult:
     """The result of a request that got an error; a provider bills answers only."""
-    return BatchResult(custom_id, provider.read_error(status, body, None), status, may_be_billed=False)
+    return BatchResult(custom_id, provider.read_error(status, body, {}), status, may_be_billed=False)
 
 
 def not_done(custom_id: str, why: str) -> BatchResult:

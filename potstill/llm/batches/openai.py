@@ -124,7 +124,7 @@ class OpenAIBatches:
         first = errors[0]
         code, line = str(first.get("code")), first.get("line")
         status = 402 if _is_of_account(code) else STATUS_OF_CODE.get(code, 400)
-        failure = self._calls.provider.read_error(status, {"error": first}, None)
+        failure = self._calls.provider.read_error(status, {"error": first}, {})
         cause = "run" if failure.cause == "request" and line is None else failure.cause
         where = "" if line is None else f" in line {line}" + (f" and {len(errors) - 1} more" if len(errors) > 1 else "")
         return failure._replace(
