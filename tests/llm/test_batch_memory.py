@@ -12,13 +12,15 @@ COUNT = 50_000
 LETTERS = 1200
 
 CLIENT = """
-import asyncio, json, resource, sys
+import asyncio, json, re, sys
+from pathlib import Path
 from potstill.llm.batches import open_batches
 from potstill.llm.batches.base import custom_id
 from potstill.llm.messages import Reply
 
 def peak_megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not ru_maxrss, which a child inherits from its parent
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 def requests(token, count):
     for number in range(count):

@@ -418,6 +418,15 @@ async def test_more_headers_go_with_every_call_and_the_key_of_the_provider_wins(
     assert len(teacher.calls) >= 4
 
 
+async def test_an_account_without_credit_is_told_what_to_do_and_asked_once(
+    batches: BatchProtocol, provider: str, teacher: BatchTeacher
+) -> None:
+    teacher.fail_next("create", refuse(402, "billing_error"))
+    with pytest.raises(NotAuthorisedError, match="add credit or raise the limit, then run the same again"):
+        await batches.submit(numbered_requests(provider, TOKEN, 3), TOKEN)
+    assert teacher.operations().count("create") == 1
+
+
 async def test_a_redirect_is_never_followed(batches: BatchProtocol, provider: str, teacher: BatchTeacher) -> None:
     with BatchTeacher() as other:
         teacher.fail_next("create", redirect(f"{other.url}/messages/batches"))
@@ -461,14 +470,14 @@ async def test_a_host_that_does_not_exist_is_named(provider: str) -> None:
             (),
             "Enqueued token limit reached",
         ),
-        ([{"code": "billing_hard_limit_reached", "message": "no credit", "line": None}], None, (), "no credit"),
-        ([{"code": "project_spend_limit_exceeded", "message": "the cap", "line": None}], None, (), "the cap"),
+        ([{"code": "billing_hard_limit_reached", "message": "no credit", "line": None}], "billing", (), "no credit"),
+        ([{"code": "project_spend_limit_exceeded", "message": "the cap", "line": None}], "billing", (), "the cap"),
         ([{"code": "model_not_found", "message": "no such model", "line": 1}], "run", (1,), "no such model"),
         ([{"code": "invalid_file", "message": "unreadable"}], "run", (), "unreadable"),
     ],
 )
 async def test_an_openai_batch_that_was_refused_says_why_and_which_lines_are_at_fault(
-    teacher: BatchTeacher, errors: list[dict[str, Any]], cause: str | None, lines: tuple[int, ...], said: str
+    teacher: BatchTeacher, errors: list[dict[str, Any]], cause: str, lines: tuple[int, ...], said: str
 ) -> None:
     teacher.rejections = [errors]
     async with opened("openai", teacher) as batches:
@@ -477,7 +486,7 @@ async def test_an_openai_batch_that_was_refused_says_why_and_which_lines_are_at_
         assert await collect(batches, state) == {}
     assert (state.status, state.said, state.rejected_lines) == ("ended", "failed", lines)
     assert state.rejection is not None
-    assert state.rejection.cause == cause if cause else state.rejection.cause in {"authorisation", "billing"}
+    assert state.rejection.cause == cause
     assert said in state.rejection.message
     assert teacher.billed == []
 

@@ -137,8 +137,10 @@ class Connection:
     def _error(self, failure: Failure) -> Exception:
         message = f"{self._base_url}: {failure.message}"
         wait = failure.retry_after_seconds
-        if failure.cause in {"authorisation", "billing"}:
+        if failure.cause == "authorisation":
             return NotAuthorisedError(message)
+        if failure.cause == "billing":
+            return NotAuthorisedError(f"{message}: add credit or raise the limit, then run the same again")
         if failure.cause in {"request", "run"}:
             return PermanentTeacherError(message)
         if (wait or 0) > LONGEST_WAIT_SECONDS:

@@ -123,7 +123,7 @@ class OpenAIBatches:
             return Failure("run", "the batch was refused and nobody said why: see the provider's console")
         first = errors[0]
         code, line = str(first.get("code")), first.get("line")
-        status = 402 if _is_of_account(code) else STATUS_OF_CODE.get(code, 400)
+        status = STATUS_OF_CODE.get(code, 400)
         failure = self._calls.provider.read_error(status, {"error": first}, {})
         cause = "run" if failure.cause == "request" and line is None else failure.cause
         where = "" if line is None else f" in line {line}" + (f" and {len(errors) - 1} more" if len(errors) > 1 else "")
@@ -151,10 +151,6 @@ def _encode(custom_id: str, body: dict[str, Any]) -> bytes:
 
 def _file_id(body: Any) -> str:
     return str(body["id"])
-
-
-def _is_of_account(code: str) -> bool:
-    return any(word in code for word in ("billing", "quota", "credit", "spend", "usage_limit"))
 
 
 def _all_older(states: list[tuple[BatchState, str | None]], than: float) -> bool:
