@@ -34,8 +34,10 @@ async def open_batches(
 ) -> AsyncIterator[BatchProtocol]:
     """The batch endpoint of a provider, while the context lasts.
 
-    The timeout is for one answer, or for the next bytes of a download; an upload gets more by its size. Tests inject the
-    pause between attempts. More headers go with every call; those of the provider win. Errors: `NotAuthorisedError` for a key that is missing or another host's; `UsageError` for a provider without batches.
+    The timeout is for one answer, or for the next bytes of a download; an upload gets more by its size. More headers go
+    with every call; those of the provider win. Tests inject the pause between attempts.
+
+    Errors: `NotAuthorisedError` for a key that is missing or another host's; `UsageError` for a provider without batches.
     """
     if provider not in PROTOCOLS:
         raise UsageError(f"provider {provider!r} has no batches: known are {', '.join(PROTOCOLS)}")
