@@ -6,12 +6,12 @@ import cyclopts
 from rich.console import Console
 from rich.table import Table
 
-from bench import startup, teach_throughput, teacher, training_step
+from bench import startup, teacher, training_step
 from bench.fast_teacher import load
 from bench.measuring import Benchmark, Result, Sample, Spread, run
 
 RESULTS = Path(__file__).parent / "results"
-ALWAYS = {module.BENCHMARK.name: [module.BENCHMARK] for module in (startup, teach_throughput, training_step)}
+ALWAYS = {module.BENCHMARK.name: [module.BENCHMARK] for module in (startup, training_step)}
 WHEN_NAMED = {
     "teacher": [teacher.AT_ONCE, teacher.IN_200_MS, teacher.SIZES, teacher.IN_A_FLOW],
     "fast_teacher": [load.BENCHMARK],

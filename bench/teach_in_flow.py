@@ -11,8 +11,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
-from potstill.cli.inputs import read_rows
-from potstill.fingerprint import fingerprint
+from potstill.cli.inputs import open_rows
 from potstill.recipe import Price, Recipe
 from potstill.recipe_file import load_recipe
 from potstill.records import Prompt, write_parquet
@@ -32,10 +31,11 @@ def teach_only(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
 def main() -> None:
     url, source, target, concurrency = sys.argv[1:]
     store = open_store()
-    rows = [row.prompt for row in read_rows(Path(source), redact=False).rows]
-    key = StageKey("bench-prompts", 1, fingerprint([row.prompt_id for row in rows]))
+    rows = open_rows(Path(source), redact=False)
+    asked = (row.prompt for row in rows.read(0, len(rows)))
+    key = StageKey("bench-prompts", 1, rows.digest)
     prompts = store.build(
-        key, "PromptSet", lambda directory: write_parquet(directory / "prompts.parquet", rows, Prompt)
+        key, "PromptSet", lambda directory: write_parquet(directory / "prompts.parquet", asked, Prompt)
     )
     start_server()
     completions = teach_only(_recipe(url, int(concurrency)), prompts)

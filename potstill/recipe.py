@@ -1,9 +1,10 @@
 """The recipe: everything that decides what a run does. Frozen; YAML in, fingerprint out."""
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from potstill.fingerprint import fingerprint
 from potstill.records import TaskKind
@@ -13,6 +14,13 @@ Usd = Annotated[
     Decimal, Field(ge=0, le=10**6, decimal_places=12), AfterValidator(lambda usd: Decimal(f"{usd.normalize():f}"))
 ]
 """Trailing zeros go: 10, 10.0 and "10.00" are one price, and must give one fingerprint."""
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""A model takes some of these; it refuses the others itself."""
+SECRET_HEADER = re.compile(
+    r"authorization|api-?key|subscription-key|cookie|secret|(auth|access|security)-token", re.IGNORECASE
+)
 
 
 class Part(BaseModel):
@@ -63,16 +71,30 @@ class Price(Part):
 class Teacher(Part):
     """The model that answers each prompt once."""
 
-    provider: Literal["openai", "openai_compatible"] = Field(
+    provider: Literal["openai", "anthropic", "openai_compatible"] = Field(
         default="openai", description="The protocol of its endpoint."
     )
     model: str = Field(min_length=1, description="The model's name at the provider.")
     base_url: str | None = Field(default=None, description="Address of the API, such as http://127.0.0.1:8000/v1.")
     api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
+    headers: dict[str, str] = Field(default={}, description="More headers for every request; never a key.")
+    api_version: str | None = Field(default=None, description="Azure's api-version, sent in the query.")
     price: Price | None = Field(default=None, description="Overrides the price list.")
+    instructions: str | None = Field(
+        default=None, description="Guidance that only the teacher sees; the student never trains on it."
+    )
+    response_schema: dict[str, Any] | None = Field(
+        default=None, description="A JSON schema that the answer must follow."
+    )
     max_tokens: int = Field(default=1024, ge=1, description="Longest answer, in tokens.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="Left to the provider when empty.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="Left to the provider when empty.")
+    stop: tuple[str, ...] = Field(default=(), max_length=4, description="Texts that end an answer.")
+    reasoning_effort: Effort | None = Field(
+        default=None, description="How long it thinks; what it thinks is billed as output."
+    )
     seed: int | None = Field(default=None, description="Sent to the provider when set.")
+    prompt_caching: bool = Field(default=True, description="Let the provider keep a long shared beginning of prompts.")
     samples: int = Field(
         default=1, ge=1, le=16, description="Answers asked for each prompt; the first usable one is trained on."
     )
@@ -90,6 +112,18 @@ class Teacher(Part):
         if self.provider == "openai_compatible" and not self.base_url:
             raise ValueError("an openai_compatible teacher needs base_url, such as http://127.0.0.1:8000/v1")
         return self
+
+    @field_validator("headers")
+    @classmethod
+    def _carry_no_key(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not (value.isascii() and value.isprintable()):
+                raise ValueError(
+                    f"{name!r} is no header of HTTP: a name is letters and hyphens, a value one line of ASCII"
+                )
+            if SECRET_HEADER.search(name):
+                raise ValueError(f"{name} would carry a key: name the key's variable in api_key_env instead")
+        return headers
 
 
 class Budget(Part):

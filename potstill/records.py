@@ -50,9 +50,19 @@ class Usage(Row):
 
     input: Tokens = 0
     cached_input: Tokens = 0
+    """Read from the provider's prompt cache."""
     cache_write: Tokens = 0
+    """Put into it."""
     output: Tokens = 0
     reasoning: Tokens = 0
+
+    def within_input(self) -> "Usage":
+        """The same, with no more tokens of the cache than there are tokens of input."""
+        cached = min(self.cached_input, self.input)
+        written = min(self.cache_write, self.input - cached)
+        if (cached, written) == (self.cached_input, self.cache_write):
+            return self
+        return self.model_copy(update={"cached_input": cached, "cache_write": written})
 
 
 class Completion(Row):

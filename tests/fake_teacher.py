@@ -1,4 +1,6 @@
-"""A teacher for tests: a real HTTP server that speaks Chat Completions, fails as it is told to and logs every request.
+"""A teacher for tests: a real HTTP server that speaks Chat Completions and, at `/messages`, Anthropic's Messages API.
+
+It fails as it is told to and logs every request.
 
 Its normal answer echoes the id (`#0042`) found in the prompt, so that an answer beside the wrong prompt is noticed.
 """
@@ -45,6 +47,14 @@ def _reply(content: str | None, usage: tuple[int, int] | None, finish_reason: st
     counted = {} if usage is None else {"usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]}}
     message = {"role": "assistant", "content": content}
     return json.dumps({"choices": [{"message": message, "finish_reason": finish_reason}], **counted}).encode()
+
+
+def _message(text: str, usage: tuple[int, int]) -> bytes:
+    """The same in Anthropic's form."""
+    counted = {"input_tokens": usage[0], "output_tokens": usage[1]}
+    content = [{"type": "text", "text": text}]
+    reply = {"type": "message", "role": "assistant", "content": content, "stop_reason": "end_turn", "usage": counted}
+    return json.dumps(reply).encode()
 
 
 RATE_LIMITED = error(429, retry_after="0.01")
@@ -213,7 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, b"{}")
 
     def _answer(self, asked: Asked) -> bytes:
-        return _reply(self.server.teacher.answer(asked.mark), asked.billed)
+        write = _message if asked.path.endswith("/messages") else _reply
+        return write(self.server.teacher.answer(asked.mark), asked.billed)
 
     def _send(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
         lines = [f"HTTP/1.1 {status} scripted", "content-type: application/json", f"content-length: {len(body)}"]

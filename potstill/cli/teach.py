@@ -22,7 +22,7 @@ def teach(
     *,
     out: Path,
     model: str,
-    provider: Literal["openai", "openai_compatible"] = "openai",
+    provider: Literal["openai", "anthropic", "openai_compatible"] = "openai",
     base_url: str | None = None,
     api_key_env: str | None = None,
     concurrency: int = 16,

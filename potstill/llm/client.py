@@ -1,21 +1,26 @@
 """The one client of chat-completion endpoints: teacher, student and judge are all asked through it."""
 
-import asyncio
 import socket
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
-import httpx
 import orjson
 
 from potstill.llm.keys import find_key, key_variable
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS
-from potstill.llm.providers.base import Failure
+from potstill.llm.providers.base import Failure, Limit, LimitName
 
 CONNECT_SECONDS = 10.0
 """How long making a connection may take, where the whole request may take longer."""
+IDLE_SECONDS = 4.0
+"""A pooled connection that rests longer is closed: uvicorn, and so vLLM, would close it after 5 s, perhaps just as a
+request leaves. HTTP/1.1 cannot tell whether such a request was read, so it is never sent again as if it were not."""
+LONGEST_REPLY_BYTES = 64 * 2**20
+NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class Attempt(NamedTuple):
@@ -26,12 +31,25 @@ class Attempt(NamedTuple):
     """None where no status line came back."""
     may_be_billed: bool
     """True where nobody can say whether the provider counted it: cut off, timed out, unreadable."""
+    limits: Mapping[LimitName, Limit] = {}
+    """The server's buckets, where the reply tells of them."""
 
 
 class ChatClient:
     """Asks one endpoint, each request once; retrying is the caller's.
 
-    Redirects are never followed. The key is read when the client opens, and goes to its own host only.
+    Redirects are never followed; proxies, netrc and cookies of the environment are never used. Certificates are checked
+    against certifi's, or what SSL_CERT_FILE and SSL_CERT_DIR name. The key is read when the client is made, and goes to
+    its own host only.
+
+    Args:
+        provider: the name of its protocol, a key of `PROVIDERS`.
+        base_url: None for the provider's own address.
+        api_key_env: the variable that holds the key; None for the provider's own at its own address, else for no key.
+        headers: more headers for every request; those of the provider win.
+        api_version: `api-version` in the query, as Azure wants it.
+        concurrency: connections at most.
+        timeout_seconds: for one request in all, from waiting for a connection to the last byte.
 
     Errors: `NotAuthorisedError` for a key that is missing or another host's.
     """
@@ -42,27 +60,36 @@ class ChatClient:
         base_url: str | None,
         *,
         api_key_env: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        api_version: str | None = None,
         concurrency: int = 16,
         timeout_seconds: float = 120.0,
-        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.provider = PROVIDERS[provider]
         self.base_url = (base_url or self.provider.default_base_url or "").rstrip("/")
-        self._key = find_key(key_variable(api_key_env, self.provider, self.base_url), self.base_url)
+        key = find_key(key_variable(api_key_env, self.provider, self.base_url), self.base_url)
+        query = f"?{urlencode({'api-version': api_version})}" if api_version else ""
+        self._url = self.base_url + self.provider.path() + query
+        self._headers = {
+            "user-agent": "potstill",
+            **{name.lower(): value for name, value in (headers or {}).items()},
+            "content-type": "application/json",
+            **self.provider.headers(key, self.base_url),
+        }
         self._timeout_seconds = timeout_seconds
         self._concurrency = concurrency
-        self._transport = transport
-        self._http: httpx.AsyncClient | None = None
+        self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        from httpx_aiohttp import AiohttpTransport
-
-        limits = httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
-        self._http = httpx.AsyncClient(
-            transport=self._transport or AiohttpTransport(limits=limits),
-            headers={"content-type": "application/json", **self.provider.headers(self._key)},
-            timeout=httpx.Timeout(self._timeout_seconds, connect=min(CONNECT_SECONDS, self._timeout_seconds)),
-            follow_redirects=False,
+        connector = aiohttp.TCPConnector(
+            limit=self._concurrency, keepalive_timeout=IDLE_SECONDS, ssl=_trust() if self._is_https else True
+        )
+        self._http = aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(self._timeout_seconds, sock_connect=CONNECT_SECONDS),
+            trust_env=False,
         )
         return self
 
@@ -70,31 +97,38 @@ class ChatClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._http is not None
-        await self._http.aclose()
+        await self._http.close()
 
-    def encode(self, request: ChatRequest) -> bytes:
-        """The body of a request; its length bounds the prompt's tokens."""
-        return orjson.dumps(self.provider.body(request))
+    def encode(self, request: ChatRequest, *, cache_prefix: bool = False) -> bytes:
+        """The body of a request; its length bounds the prompt's tokens. `cache_prefix`: see `Provider.body`."""
+        return orjson.dumps(self.provider.body(request, cache_prefix=cache_prefix))
 
     async def ask(self, body: bytes) -> Attempt:
         """Send one encoded request. Every failure is a value, so that the caller can account for it."""
         assert self._http is not None
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                response = await self._http.post(self.base_url + self.provider.path(), content=body)
-        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            async with self._http.post(self._url, data=body, allow_redirects=False) as response:
+                content = await _read_whole(response)
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
             return self._unsent(error) or self._lost(error)
-        return self._read(response)
+        return self._read(response.status, content, response.headers)
 
-    def _read(self, response: httpx.Response) -> Attempt:
-        status = response.status_code
-        body = _parse(response.content)
-        if response.is_success:
+    @property
+    def _is_https(self) -> bool:
+        return urlsplit(self.base_url).scheme == "https"
+
+    def _read(self, status: int, content: bytes | None, headers: Mapping[str, str]) -> Attempt:
+        limits = self.provider.read_limits(headers)
+        if content is None:
+            message = f"malformed reply: longer than {LONGEST_REPLY_BYTES // 2**20} MiB"
+            return Attempt(Failure("transient", message), status, may_be_billed=True, limits=limits)
+        body = _parse(content)
+        if 200 <= status < 300:
             outcome = self.provider.read_reply(body)
             unreadable = isinstance(outcome, Failure) and outcome.usage is None
-            return Attempt(outcome, status, may_be_billed=unreadable)
-        failure = self.provider.read_error(status, body, response.headers.get("retry-after"))
-        return Attempt(failure, status, may_be_billed=False)
+            return Attempt(outcome, status, may_be_billed=unreadable, limits=limits)
+        failure = self.provider.read_error(status, body, headers)
+        return Attempt(failure, status, may_be_billed=False, limits=limits)
 
     def _lost(self, error: BaseException) -> Attempt:
         """The attempt of a request that left, and whose answer did not come whole."""
@@ -103,22 +137,37 @@ class ChatClient:
         return Attempt(Failure("transient", message), None, may_be_billed=True)
 
     def _unsent(self, error: BaseException) -> Attempt | None:
-        """The attempt of a request that never left this machine; None where it may have.
-
-        The transport calls every lost connection a ConnectTimeout: only what aiohttp raised tells which one was never made.
-        """
-        causes = list(_causes(error))
-        if any(isinstance(cause, socket.gaierror) for cause in causes):
-            host = httpx.URL(self.base_url).host
+        """The attempt of a request that never left this machine; None where it may have."""
+        if any(isinstance(cause, (socket.gaierror, UnicodeError, aiohttp.InvalidURL)) for cause in _causes(error)):
+            host = urlsplit(self.base_url).hostname
             return Attempt(Failure("run", f"no host named {host}: check base_url"), None, may_be_billed=False)
-        never_made = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx.ConnectError)
-        if any(isinstance(cause, never_made) for cause in causes):
+        if isinstance(error, NEVER_SENT):
             failure = Failure("transient", f"no connection to {self.base_url}: {_describe(error)}")
             return Attempt(failure, None, may_be_billed=False)
         return None
 
 
-def _causes(error: BaseException | None) -> Any:
+async def _read_whole(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body, unpacked; None, and the connection closed, where it is longer than any answer."""
+    parts: list[bytes] = []
+    size = 0
+    while part := await response.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > LONGEST_REPLY_BYTES:
+            response.close()
+            return None
+    return b"".join(parts)
+
+
+def _trust() -> Any:
+    """The certificates that httpx trusts, so that one machine has one answer everywhere in Potstill."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         yield from (inner for inner in (getattr(error, "os_error", None),) if inner is not None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from potstill.errors import UnknownPriceError
 from potstill.llm.keys import is_loopback
@@ -10,6 +10,10 @@ from potstill.recipe import Price
 from potstill.records import Usage
 
 MILLION = Decimal(1_000_000)
+BATCH_SHARE = Decimal("0.5")
+"""What a batch costs of the price of single requests, at every provider that has both."""
+
+Processing = Literal["online", "batch"]
 
 
 class Rates(NamedTuple):
@@ -24,43 +28,51 @@ class Rates(NamedTuple):
     """The exact cost where the price of a token depends on the length of the prompt; the rates are then the dearest."""
     request: Decimal = Decimal(0)
     """USD for one answered request, whatever its length."""
+    cache_write: Decimal | None = None
+    """Tokens that are put into the provider's prompt cache; None where they cost what others do."""
 
     def snapshot(self) -> dict[str, str]:
         """The rates and their source, as the ledger keeps them with every attempt."""
         return {
             "input_per_million": str(self.input),
             "cached_input_per_million": str(self.cached_input),
+            "cache_write_per_million": str(self.input if self.cache_write is None else self.cache_write),
             "output_per_million": str(self.output),
             "request": str(self.request),
             "source": self.source,
         }
 
     def cost(self, usage: Usage) -> Decimal:
-        """USD for one answer."""
+        """USD for one answer; tokens of reasoning are tokens of output."""
         if self.tiered is not None:
             return self.tiered(usage)
-        fresh = usage.input - usage.cached_input
+        fresh = usage.input - usage.cached_input - usage.cache_write
         total = fresh * self.input + usage.cached_input * self.cached_input + usage.output * self.output
+        total += usage.cache_write * (self.input if self.cache_write is None else self.cache_write)
         return total / MILLION + self.request
 
     def upper_bound(self, request_bytes: int, max_tokens: int) -> Decimal:
         """USD that one request cannot exceed: no tokenizer makes more tokens than there are UTF-8 bytes."""
-        dearest = max(self.input, self.cached_input)
+        dearest = max(self.input, self.cached_input, self.cache_write or self.input)
         return (request_bytes * dearest + max_tokens * self.output) / MILLION + self.request
 
 
-def find_rates(provider: str, model: str, base_url: str, override: Price | None) -> Rates:
+def find_rates(
+    provider: str, model: str, base_url: str, override: Price | None, processing: Processing = "online"
+) -> Rates:
     """The rates of a model: what was given, else the price list's for the provider at this address.
 
-    A server on this machine may stand before any provider: there the model's name decides.
+    A server on this machine may stand before any provider: there the model's name decides. For a batch, half of what was
+    given, or the list's own price of batches; where the list has none, the full price.
 
     Errors: `UnknownPriceError` where the list does not know the model there; it names models with a similar name.
     """
     if override is not None:
-        price = override.input_per_million
-        return Rates(price, price, override.output_per_million, "given")
+        share = BATCH_SHARE if processing == "batch" else Decimal(1)
+        price = override.input_per_million * share
+        return Rates(price, price, override.output_per_million * share, _source("given", processing))
     own = {"provider_id": "openai"} if provider == "openai" else {"provider_api_url": base_url}
-    found, elsewhere = _from_list(model, **own), _from_list(model)
+    found, elsewhere = _from_list(model, processing, **own), _from_list(model, processing)
     if found is None and is_loopback(base_url):
         found = elsewhere
     if found is None:
@@ -76,13 +88,17 @@ def find_rates(provider: str, model: str, base_url: str, override: Price | None)
     return found
 
 
-def _from_list(model: str, **where: Any) -> Rates | None:
-    """The dearest rates of a model at one provider, or at any; None where the list does not have it there."""
+def _from_list(model: str, processing: Processing, **where: Any) -> Rates | None:
+    """The dearest rates of a model at one provider, or at any; None where the list does not have it there.
+
+    Source: genai-prices, whose `price_context` chooses among the variants of a price.
+    """
     from genai_prices import Usage as ListUsage
     from genai_prices import calc_price
 
+    context = {"processing": "batch"} if processing == "batch" else None
     try:
-        found = calc_price(ListUsage(input_tokens=1, output_tokens=1), model_ref=model, **where)
+        found = calc_price(ListUsage(input_tokens=1, output_tokens=1), model_ref=model, price_context=context, **where)
     except LookupError:
         return None
     price = found.model_price
@@ -94,10 +110,15 @@ def _from_list(model: str, **where: Any) -> Rates | None:
         per_input,
         per_input if cached is None else cached,
         per_output,
-        f"genai-prices {found.provider.id}/{found.model.id}",
+        _source(f"genai-prices {found.provider.id}/{found.model.id}", processing),
         _tiered(price),
         (_dearest(price, "requests_kcount") or Decimal(0)) / 1000,
+        _dearest(price, "cache_write_mtok"),
     )
+
+
+def _source(name: str, processing: Processing) -> str:
+    return f"{name}, batch" if processing == "batch" else name
 
 
 def _dearest(price: Any, name: str) -> Decimal | None:
@@ -114,7 +135,12 @@ def _tiered(price: Any) -> Callable[[Usage], Decimal] | None:
         return None
 
     def cost(usage: Usage) -> Decimal:
-        counted = ListUsage(input_tokens=usage.input, cache_read_tokens=usage.cached_input, output_tokens=usage.output)
+        counted = ListUsage(
+            input_tokens=usage.input,
+            cache_read_tokens=usage.cached_input,
+            cache_write_tokens=usage.cache_write,
+            output_tokens=usage.output,
+        )
         return price.calc_price(counted)["total_price"]
 
     return cost

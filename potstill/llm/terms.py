@@ -15,11 +15,16 @@ class Terms(NamedTuple):
     """Where the provider says so; "" where nobody looked."""
 
 
-KNOWN = {
+TERMS = {
     "api.openai.com": Terms("restricted", "https://openai.com/policies/services-agreement"),
     "api.anthropic.com": Terms("restricted", "https://www.anthropic.com/legal/commercial-terms"),
     "generativelanguage.googleapis.com": Terms("restricted", "https://ai.google.dev/gemini-api/terms"),
+    ".amazonaws.com": Terms("restricted", "https://aws.amazon.com/service-terms/"),
+    ".azure.com": Terms("unknown", "https://www.microsoft.com/licensing/terms"),
+    "api.mistral.ai": Terms("unknown", "https://mistral.ai/terms"),
+    "openrouter.ai": Terms("unknown", "https://openrouter.ai/terms"),
 }
+"""By host; a name that begins with a dot stands for every host that ends so. What is unknown hangs on model or contract."""
 
 
 def terms_of(teacher: Teacher) -> Terms:
@@ -27,7 +32,9 @@ def terms_of(teacher: Teacher) -> Terms:
     base_url = teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""
     if is_loopback(base_url):
         return Terms("allowed", "")
-    return KNOWN.get(urlsplit(base_url).hostname or "", Terms("unknown", ""))
+    host = urlsplit(base_url).hostname or ""
+    found = (terms for name, terms in TERMS.items() if host == name or (name[0] == "." and host.endswith(name)))
+    return next(found, Terms("unknown", ""))
 
 
 def check_terms(teacher: Teacher) -> None:

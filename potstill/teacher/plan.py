@@ -10,7 +10,7 @@ import orjson
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
 from potstill.ledger import Ledger
-from potstill.llm.messages import ChatRequest
+from potstill.llm.messages import ChatRequest, schema_format, with_instructions
 from potstill.llm.pricing import Rates, find_rates
 from potstill.llm.providers import PROVIDERS
 from potstill.recipe import Task, Teacher
@@ -126,9 +126,13 @@ def request_for(
     """The request that a teacher gets for one sample of a prompt."""
     return ChatRequest(
         model=teacher.model,
-        messages=messages,
+        messages=with_instructions(messages, teacher.instructions),
         tools=tools,
         max_tokens=teacher.max_tokens,
         temperature=teacher.temperature,
         seed=None if teacher.seed is None else teacher.seed + sample_index,
+        response_format=schema_format(teacher.response_schema),
+        stop=list(teacher.stop) or None,
+        reasoning_effort=teacher.reasoning_effort,
+        top_p=teacher.top_p,
     )

@@ -151,6 +151,8 @@ class Sender:
         said = f"{self._client.base_url}: {failure.message}"
         if failure.cause == "authorisation":
             self._stop.because(NotAuthorisedError(said))
+        elif failure.cause == "billing":
+            self._stop.because(NotAuthorisedError(f"{said}: add credit or raise the limit, then run the same again"))
         elif failure.cause == "run":
             self._stop.because(PermanentTeacherError(said))
         elif failure.cause == "request":

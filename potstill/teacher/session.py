@@ -49,6 +49,8 @@ class TeacherSession:
             teacher.provider,
             teacher.base_url,
             api_key_env=teacher.api_key_env,
+            headers=teacher.headers,
+            api_version=teacher.api_version,
             concurrency=teacher.concurrency,
             timeout_seconds=teacher.timeout_seconds,
         )

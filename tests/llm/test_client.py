@@ -8,7 +8,7 @@ from potstill.errors import NotAuthorisedError
 from potstill.llm.client import Attempt, ChatClient
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS
-from potstill.llm.providers.base import Failure
+from potstill.llm.providers.base import Failure, Limit
 from potstill.records import Usage
 from tests.fake_teacher import (
     BAD_REQUEST,
@@ -74,9 +74,9 @@ async def test_an_answer_comes_with_its_text_and_its_bill(teacher: FakeTeacher, 
         (BAD_REQUEST, "request", 400, False),
         (error(422), "request", 422, False),
         (UNAUTHORISED, "authorisation", 401, False),
-        (error(402), "authorisation", 402, False),
+        (error(402), "billing", 402, False),
         (FORBIDDEN, "authorisation", 403, False),
-        (QUOTA, "authorisation", 429, False),
+        (QUOTA, "billing", 429, False),
         (NOT_FOUND, "run", 404, False),
         (redirect("http://127.0.0.1:9/"), "run", 307, False),
     ],
@@ -199,11 +199,11 @@ def test_cached_and_reasoning_tokens_are_read() -> None:
     usage = {
         "prompt_tokens": 10,
         "completion_tokens": 8,
-        "prompt_tokens_details": {"cached_tokens": 4},
+        "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 2},
         "completion_tokens_details": {"reasoning_tokens": 5},
     }
     reply = PROVIDERS["openai"].read_reply({"choices": [{"message": {"content": "x"}}], "usage": usage})
-    assert reply.usage == Usage(input=10, cached_input=4, output=8, reasoning=5)
+    assert reply.usage == Usage(input=10, cached_input=4, cache_write=2, output=8, reasoning=5)
 
 
 def test_an_answer_cut_before_its_first_word_is_kept_because_it_would_be_cut_again() -> None:
@@ -214,9 +214,52 @@ def test_an_answer_cut_before_its_first_word_is_kept_because_it_would_be_cut_aga
     assert isinstance(PROVIDERS["openai"].read_reply(body), Reply)
 
 
-def test_the_answer_key_hangs_on_what_is_asked_and_on_the_sample() -> None:
-    same = ChatRequest(model="m", messages=[{"role": "user", "content": "Which is #0007?"}], max_tokens=9)
-    assert same.answer_key(0) == REQUEST.answer_key(0)
-    others = [REQUEST.model_copy(update=change) for change in ({"model": "n"}, {"max_tokens": 8}, {"seed": 1})]
-    keys = {REQUEST.answer_key(0), REQUEST.answer_key(1), *(other.answer_key(0) for other in others)}
-    assert len(keys) == 5
+async def test_headers_and_version_of_a_teacher_go_with_every_request(
+    teacher: FakeTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret-4")
+    headers = {"X-Title": "Potstill", "Content-Type": "text/plain"}
+    async with ChatClient(
+        "openai_compatible", teacher.url, api_key_env="MY_KEY", headers=headers, api_version="2024-10-21"
+    ) as client:
+        assert isinstance((await ask(client)).outcome, Reply)
+    asked = teacher.requests[0]
+    assert asked.path == "/v1/chat/completions?api-version=2024-10-21"
+    assert asked.headers["x-title"] == "Potstill"
+    assert (asked.headers["content-type"], asked.headers["authorization"]) == ("application/json", "Bearer secret-4")
+
+
+async def test_every_reply_tells_of_the_limits_of_its_server(teacher: FakeTeacher, client: ChatClient) -> None:
+    headers = (("X-RateLimit-Limit-Requests", "60"), ("x-ratelimit-remaining-requests", "59"))
+    teacher.fail_next(EMPTY._replace(headers=headers), RATE_LIMITED._replace(headers=headers))
+    expected = {"requests": Limit(60, 59, None)}
+    assert [(await ask(client)).limits for _ in range(3)] == [expected, expected, {}]
+
+
+async def test_a_proxy_of_the_environment_sees_no_prompt(teacher: FakeTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTeacher() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        async with ChatClient("openai_compatible", teacher.url) as client:
+            assert isinstance((await ask(client)).outcome, Reply)
+        assert proxy.requests == []
+
+
+async def test_a_cookie_of_one_reply_does_not_come_back_with_the_next_request(
+    teacher: FakeTeacher, client: ChatClient
+) -> None:
+    teacher.fail_next(EMPTY._replace(headers=(("set-cookie", "session=1; Path=/"),)))
+    await ask(client)
+    await ask(client)
+    assert "cookie" not in teacher.requests[1].headers
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 80 + ".example"])
+async def test_a_host_that_no_name_can_be_is_no_host(host: str) -> None:
+    async with ChatClient("openai_compatible", f"http://{host}/v1") as client:
+        attempt = await ask(client)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.may_be_billed) == ("run", False)
+    assert "check base_url" in attempt.outcome.message

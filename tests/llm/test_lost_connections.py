@@ -1,5 +1,6 @@
 """What may have been billed, and what certainly was not, when no whole answer comes."""
 
+import asyncio
 import gzip
 import socket
 import time
@@ -9,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from potstill.llm.client import Attempt, ChatClient
-from potstill.llm.messages import ChatRequest
+from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure
-from tests.fake_teacher import CUT_BY_RESET, GARBAGE, TRICKLE, FakeTeacher, Fault
+from tests.fake_teacher import CUT_BY_RESET, GARBAGE, RESET, TRICKLE, WITHOUT_USAGE, FakeTeacher, Fault
 
 REQUEST = ChatRequest(model="m", messages=[{"role": "user", "content": "Which is #0007?"}], max_tokens=9)
 HALF_A_GZIP = gzip.compress(b'{"choices": []}')[:12]
@@ -93,3 +94,49 @@ async def test_another_kind_of_success_without_an_answer_is_no_refusal_of_the_pr
     attempt = await ask(teacher.url)
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.may_be_billed) == ("transient", True)
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "packed"])
+async def test_a_reply_that_never_ends_is_cut_off_before_it_fills_the_memory(
+    teacher: FakeTeacher, monkeypatch: pytest.MonkeyPatch, is_packed: bool
+) -> None:
+    monkeypatch.setattr("potstill.llm.client.LONGEST_REPLY_BYTES", 2**20)
+    body = b" " * (8 * 2**20) + WITHOUT_USAGE.body
+    packed = (gzip.compress(body), (("content-encoding", "gzip"),))
+    teacher.fail_next(Fault("long", 200, *(packed if is_packed else (body,))))
+    attempt = await ask(teacher.url)
+    assert isinstance(attempt.outcome, Failure)
+    assert attempt.outcome.message == "malformed reply: longer than 1 MiB"
+    assert (attempt.outcome.cause, attempt.http_status, attempt.may_be_billed) == ("transient", 200, True)
+
+
+async def test_a_request_that_a_used_connection_swallowed_is_not_sent_twice(teacher: FakeTeacher) -> None:
+    async with ChatClient("openai_compatible", teacher.url) as client:
+        assert isinstance((await client.ask(client.encode(REQUEST))).outcome, Reply)
+        teacher.fail_next(RESET)
+        attempt = await client.ask(client.encode(REQUEST))
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.may_be_billed) == ("transient", True)
+    assert len(teacher.requests) == 2
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> None:
+    connections = 0
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"}]")
+        body = b'{"choices": [{"message": {"content": "yes"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        writer.close()
+
+    server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
+    async with (
+        server,
+        ChatClient("openai_compatible", "http://{}:{}".format(*server.sockets[0].getsockname())) as client,
+    ):
+        for _ in range(3):
+            assert isinstance((await client.ask(client.encode(REQUEST))).outcome, Reply)
+            await asyncio.sleep(0.05)
+    assert connections == 3

@@ -18,6 +18,52 @@ def test_cost_is_exact_and_cached_tokens_are_not_charged_twice() -> None:
     assert find_rates("openai", "x", OPENAI, GIVEN).cost(Usage(input=1, output=1)) == Decimal("0.0000004")
 
 
+def test_tokens_that_fill_a_cache_have_a_price_of_their_own_and_bind_the_bound() -> None:
+    rates = Rates(Decimal(2), Decimal("0.2"), Decimal(10), "given", cache_write=Decimal("2.5"))
+    usage = Usage(input=100, cached_input=50, cache_write=40, output=1, reasoning=1)
+    assert rates.cost(usage) == (10 * 2 + 50 * Decimal("0.2") + 40 * Decimal("2.5") + 10) / 1_000_000
+    assert rates.upper_bound(100, 1) == Decimal("0.00026")
+    assert rates._replace(cache_write=None).cost(usage) == (50 * 2 + 50 * Decimal("0.2") + 10) / 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "url"),
+    [
+        ("anthropic", "claude-haiku-4-5", "https://api.anthropic.com/v1"),
+        ("openai", "gpt-6-luna", OPENAI),
+        ("openai_compatible", "gemini-2.5-pro", "https://generativelanguage.googleapis.com/v1beta/openai"),
+    ],
+)
+def test_a_batch_costs_half_and_says_so(provider: str, model: str, url: str) -> None:
+    online, batch = find_rates(provider, model, url, None), find_rates(provider, model, url, None, processing="batch")
+    assert (batch.input, batch.output) == (online.input / 2, online.output / 2)
+    assert batch.source == f"{online.source}, batch"
+    usage = Usage(input=900_000, output=100)
+    assert batch.cost(usage) == online.cost(usage) / 2
+
+
+def test_a_given_price_is_the_price_of_single_requests() -> None:
+    rates = find_rates("openai", "x", OPENAI, GIVEN, processing="batch")
+    assert (rates.input, rates.output, rates.source) == (Decimal("0.05"), Decimal("0.15"), "given, batch")
+
+
+def test_a_model_without_a_price_of_batches_has_its_full_price() -> None:
+    here = ("openai_compatible", "sonar", "https://api.perplexity.ai", None)
+    assert find_rates(*here, processing="batch").input == find_rates(*here).input
+
+
+def test_anthropic_asks_more_for_what_it_puts_into_its_cache() -> None:
+    rates = find_rates("anthropic", "claude-haiku-4-5", "https://api.anthropic.com/v1", None)
+    assert rates.cache_write is not None
+    assert rates.cached_input < rates.input < rates.cache_write
+    assert rates.cost(Usage(input=1_000_000, cache_write=1_000_000)) == rates.cache_write
+
+
+def test_anthropic_behind_another_host_has_no_price_of_anthropic() -> None:
+    with pytest.raises(UnknownPriceError, match=r"at https://reseller\.example/v1"):
+        find_rates("anthropic", "claude-haiku-4-5", "https://reseller.example/v1", None)
+
+
 def test_a_given_price_wins_over_the_list() -> None:
     rates = find_rates("openai", "gpt-4o", OPENAI, GIVEN)
     assert (rates.input, rates.cached_input, rates.output, rates.source) == (
@@ -85,5 +131,6 @@ def test_the_bound_holds_for_every_chat_model_of_openai() -> None:
     assert len(chat) > 20
     for model in chat:
         rates = find_rates("openai", model, OPENAI, None)
-        for usage in (Usage(input=300_000, cached_input=300_000, output=5000), Usage(input=3, output=1)):
+        written = Usage(input=300_000, cache_write=300_000, output=5000)
+        for usage in (Usage(input=300_000, cached_input=300_000, output=5000), Usage(input=3, output=1), written):
             assert 0 <= rates.cost(usage) <= rates.upper_bound(usage.input, usage.output), model

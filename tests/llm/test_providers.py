@@ -21,14 +21,45 @@ def test_a_request_holds_only_what_was_asked_for() -> None:
     bare = {"model": "m", "messages": REQUEST.messages}
     assert COMPATIBLE.body(REQUEST) == {**bare, "max_tokens": 9}
     assert OPENAI.body(REQUEST) == {**bare, "max_completion_tokens": 9}
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    full = REQUEST.model_copy(update={"temperature": 0.0, "seed": 0, "tools": tools})
-    assert COMPATIBLE.body(full) == {**bare, "max_tokens": 9, "temperature": 0.0, "seed": 0, "tools": tools}
+    asked = {
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tool_choice": "required",
+        "response_format": {"type": "json_object"},
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "stop": ["END"],
+        "seed": 0,
+        "reasoning_effort": "low",
+    }
+    assert COMPATIBLE.body(REQUEST.model_copy(update=asked)) == {**bare, "max_tokens": 9, **asked}
 
 
 def test_a_key_travels_as_a_bearer_token_and_no_key_as_nothing() -> None:
     assert COMPATIBLE.headers("k") == {"authorization": "Bearer k"}
     assert COMPATIBLE.headers(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "header"),
+    [
+        ("https://mine.openai.azure.com/openai/v1", "api-key"),
+        ("https://mine.services.ai.azure.com/openai/v1", "api-key"),
+        ("https://azure.com.evil.example/v1", "authorization"),
+        ("https://notazure.com/v1", "authorization"),
+    ],
+)
+def test_azure_takes_the_key_in_a_header_of_its_own(url: str, header: str) -> None:
+    assert list(COMPATIBLE.headers("k", url)) == [header]
+
+
+def test_only_openai_is_told_which_requests_share_a_prefix() -> None:
+    system = {"role": "system", "content": "Guidance. " * 500}
+    long = [REQUEST.model_copy(update={"messages": [system, {"role": "user", "content": text}]}) for text in "ab"]
+    keys = {OPENAI.body(request, cache_prefix=True)["prompt_cache_key"] for request in long}
+    assert len(keys) == 1
+    assert "prompt_cache_key" not in OPENAI.body(long[0])
+    assert "prompt_cache_key" not in OPENAI.body(REQUEST, cache_prefix=True)
+    assert COMPATIBLE.body(long[0], cache_prefix=True) == COMPATIBLE.body(long[0])
 
 
 @pytest.mark.parametrize(
@@ -57,6 +88,11 @@ def test_an_answer_that_says_nothing_is_asked_again_and_its_bill_is_kept(content
     assert (found.cause, found.usage) == ("transient", Usage(input=10, output=2))
 
 
+def test_an_answer_that_a_filter_took_whole_is_kept_because_it_would_be_taken_again() -> None:
+    filtered = {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}
+    assert isinstance(COMPATIBLE.read_reply({**filtered, "usage": {"prompt_tokens": 1, "completion_tokens": 0}}), Reply)
+
+
 @pytest.mark.parametrize(
     "usage",
     [
@@ -75,9 +111,10 @@ def test_a_bill_that_cannot_be_true_is_no_bill(usage: dict[str, Any]) -> None:
 
 
 def test_no_more_tokens_are_cached_than_there_are() -> None:
-    usage = {"prompt_tokens": 4, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 9}}
+    details = {"cached_tokens": 3, "cache_write_tokens": 9}
+    usage = {"prompt_tokens": 4, "completion_tokens": 2, "prompt_tokens_details": details}
     found = COMPATIBLE.read_reply(reply(usage, content="yes"))
-    assert found.usage == Usage(input=4, cached_input=4, output=2)
+    assert found.usage == Usage(input=4, cached_input=3, cache_write=1, output=2)
 
 
 @pytest.mark.parametrize("details", [None, {}, {"cached_tokens": None}])
@@ -112,22 +149,22 @@ def test_an_error_of_any_shape_has_the_cause_of_its_status(status: int, body: An
         429: "rate_limit",
         500: "transient",
     }
-    found = COMPATIBLE.read_error(status, body, None)
+    found = COMPATIBLE.read_error(status, body, {})
     assert found.cause == causes[status]
     assert f"HTTP {status}" in found.message
 
 
 def test_what_the_server_said_is_passed_on_in_short() -> None:
-    assert "overloaded" in COMPATIBLE.read_error(500, {"error": "overloaded"}, None).message
-    assert "too long" in COMPATIBLE.read_error(400, {"error": {"message": " too long "}}, None).message
-    assert len(COMPATIBLE.read_error(400, {"error": {"message": "x" * 5000}}, None).message) < 250
+    assert "overloaded" in COMPATIBLE.read_error(500, {"error": "overloaded"}, {}).message
+    assert "too long" in COMPATIBLE.read_error(400, {"error": {"message": " too long "}}, {}).message
+    assert len(COMPATIBLE.read_error(400, {"error": {"message": "x" * 5000}}, {}).message) < 250
 
 
 @pytest.mark.parametrize("field", ["code", "type"])
 @pytest.mark.parametrize("said", ["insufficient_quota", "billing_hard_limit_reached", "billing_not_active"])
 def test_an_empty_account_is_no_rate_limit(field: str, said: str) -> None:
-    assert COMPATIBLE.read_error(429, {"error": {field: said}}, "1").cause == "authorisation"
+    assert COMPATIBLE.read_error(429, {"error": {field: said}}, {"retry-after": "1"}).cause == "billing"
 
 
 def test_a_path_that_takes_no_requests_is_an_address_that_is_wrong_and_no_refusal_of_a_prompt() -> None:
-    assert COMPATIBLE.read_error(405, None, None).cause == "run"
+    assert COMPATIBLE.read_error(405, None, {}).cause == "run"

@@ -18,6 +18,10 @@ def test_a_server_on_this_machine_is_the_users_own() -> None:
     [
         ({"provider": "openai", "base_url": None}, r"restricted \(see https://openai\.com"),
         ({"base_url": "https://api.anthropic.com/v1"}, r"restricted \(see https://www\.anthropic\.com"),
+        ({"provider": "anthropic", "base_url": None}, r"restricted \(see https://www\.anthropic\.com"),
+        ({"base_url": "https://bedrock-runtime.eu-west-1.amazonaws.com/v1"}, r"restricted \(see https://aws\."),
+        ({"base_url": "https://amazonaws.com.llm.example/v1"}, "are unknown: state why you may"),
+        ({"base_url": "https://api.mistral.ai/v1"}, r"unknown \(see https://mistral\.ai"),
         ({"base_url": "https://llm.example/v1"}, "are unknown: state why you may"),
     ],
 )

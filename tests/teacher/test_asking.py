@@ -223,7 +223,7 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run_and_says_so(teacher: 
     ("fault", "error", "says"),
     [
         (UNAUTHORISED, NotAuthorisedError, "key is not accepted"),
-        (FORBIDDEN, NotAuthorisedError, "permission"),
+        (FORBIDDEN, NotAuthorisedError, "may not use this"),
         (QUOTA, NotAuthorisedError, "quota"),
         (NOT_FOUND, PermanentTeacherError, "model's name"),
         (redirect("http://127.0.0.1:9/v1"), PermanentTeacherError, "redirect"),

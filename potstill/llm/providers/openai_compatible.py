@@ -1,16 +1,23 @@
-"""Endpoints that speak OpenAI's Chat Completions: vLLM, OpenRouter, LiteLLM, Potstill's own server and many more.
+"""Endpoints that speak OpenAI's Chat Completions: vLLM, OpenRouter, Azure, Gemini, LiteLLM, Potstill's own server and more.
 
-Source: OpenAI API reference, "Create chat completion" and "Error codes".
+Source: OpenAI API reference, "Create chat completion" and "Rate limits"; Azure OpenAI reference, "Authentication".
 """
 
-import math
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from potstill.llm.messages import ChatRequest, Reply
-from potstill.llm.providers.base import Failure
+from potstill.llm.providers.base import Failure, Limit, LimitName
+from potstill.llm.providers.errors import read_error
+from potstill.llm.providers.headers import make_limit, read_duration
 from potstill.records import Usage
 
-BILLING_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+AZURE = ".azure.com"
+"""Azure's hosts end so; they take a key in a header of its own."""
+OPTIONAL = ("tools", "tool_choice", "response_format", "temperature", "top_p", "stop", "seed", "reasoning_effort")
+"""Fields that have the same name here and there, and are sent only where they are set."""
+LIMITS: tuple[LimitName, ...] = ("requests", "tokens")
 
 
 class OpenAICompatible:
@@ -22,16 +29,18 @@ class OpenAICompatible:
     def path(self) -> str:
         return "/chat/completions"
 
-    def headers(self, key: str | None) -> dict[str, str]:
-        return {"authorization": f"Bearer {key}"} if key else {}
+    def headers(self, key: str | None, base_url: str = "") -> dict[str, str]:
+        if not key:
+            return {}
+        is_azure = (urlsplit(base_url).hostname or "").endswith(AZURE)
+        return {"api-key": key} if is_azure else {"authorization": f"Bearer {key}"}
 
-    def body(self, request: ChatRequest) -> dict[str, Any]:
-        optional = {"tools": request.tools, "temperature": request.temperature, "seed": request.seed}
+    def body(self, request: ChatRequest, *, cache_prefix: bool = False) -> dict[str, Any]:  # noqa: ARG002 - servers of this kind cache by themselves
         return {
             "model": request.model,
             "messages": request.messages,
             self.max_tokens_field: request.max_tokens,
-            **{name: value for name, value in optional.items() if value is not None},
+            **{name: value for name in OPTIONAL if (value := getattr(request, name)) is not None},
         }
 
     def read_reply(self, body: Any) -> Reply | Failure:
@@ -46,31 +55,25 @@ class OpenAICompatible:
         if not is_answer or message.get("role", "assistant") != "assistant":
             return Failure("transient", "malformed reply: choices[0].message is not an assistant's", usage)
         says_something = text.strip() or message.get("tool_calls") or message.get("refusal")
-        if not says_something and finish_reason != "length":  # cut before its first word, it would be cut again
+        if not says_something and finish_reason not in {"length", "content_filter"}:  # these two would come again
             return Failure("transient", f"empty answer (finish_reason {finish_reason})", usage)
         if usage is None:
             return Failure("transient", "malformed reply: no usage in it", None)
         return Reply({"role": "assistant", **message}, text, finish_reason, usage)
 
-    def read_error(self, status: int, body: Any, retry_after: str | None) -> Failure:  # noqa: PLR0911 - one return a cause
-        error = body.get("error") if isinstance(body, dict) else None
-        error = error if isinstance(error, dict) else {"message": error}
-        said = str(error.get("message") or "").strip()[:200]
-        codes = {str(error.get("code")), str(error.get("type"))}
-        message = f"HTTP {status}" + (f": {said}" if said else "")
-        if 300 <= status < 400:
-            return Failure("run", f"{message}: the address redirects, and redirects are never followed: check base_url")
-        if status == 401:
-            return Failure("authorisation", f"{message}: the key is not accepted")
-        if status in {402, 403} or codes & BILLING_CODES:
-            return Failure("authorisation", f"{message}: the account may not use this (permission, billing or quota)")
-        if status in {404, 405}:
-            return Failure("run", f"{message}: check the model's name and base_url")
-        if status == 429:
-            return Failure("rate_limit", message, retry_after_seconds=_read_seconds(retry_after))
-        if status in {408, 409} or status >= 500:
-            return Failure("transient", message, retry_after_seconds=_read_seconds(retry_after))
-        return Failure("request", message)
+    def read_error(self, status: int, body: Any, headers: Mapping[str, str]) -> Failure:
+        return read_error(status, body, headers)
+
+    def read_limits(self, headers: Mapping[str, str]) -> dict[LimitName, Limit]:
+        found: dict[LimitName, Limit] = {}
+        for name in LIMITS:
+            size = headers.get(f"x-ratelimit-limit-{name}")
+            if size is None:
+                continue
+            reset = read_duration(headers.get(f"x-ratelimit-reset-{name}"))
+            if limit := make_limit(size, headers.get(f"x-ratelimit-remaining-{name}"), reset):
+                found[name] = limit
+        return found
 
 
 def _read_usage(body: Any) -> Usage | None:
@@ -83,17 +86,10 @@ def _read_usage(body: Any) -> Usage | None:
         read = Usage(
             input=usage["prompt_tokens"],
             cached_input=details.get("cached_tokens") or 0,
+            cache_write=details.get("cache_write_tokens") or 0,
             output=usage["completion_tokens"],
             reasoning=reasoning.get("reasoning_tokens") or 0,
         )
     except (KeyError, AttributeError, ValueError):
         return None
-    return read.model_copy(update={"cached_input": min(read.cached_input, read.input)})
-
-
-def _read_seconds(value: str | None) -> float | None:
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < math.inf else None
+    return read.within_input()

@@ -1,0 +1,81 @@
+"""What a status other than 200 means: one taxonomy for all providers. docs/providers.md has it as a table.
+
+Sources: OpenAI API reference, "Error codes"; Anthropic API reference, "Errors"; the error types of both SDKs.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from potstill.llm.providers.base import Failure
+from potstill.llm.providers.headers import read_retry_after
+
+LONGEST_QUOTE = 200
+
+_BILLING = re.compile(
+    r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_(exceeded|reached)|(organization_)?usage_limit_exceeded"
+    r"|billing_\w+|\w+_billing_unavailable"
+)
+_NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)  # Anthropic says so in a 400 without a code
+_CONTEXT = re.compile(
+    r"context_length_exceeded|context[ _](length|window)|maximum context|prompt is too long"
+    r"|exceeds? the maximum number of (input )?tokens|input is too long",
+    re.IGNORECASE,
+)
+_POLICY = re.compile(
+    r"content_policy|content_filter|content policy|content management policy|content filtering|moderation_blocked"
+    r"|usage polic|invalid_prompt",
+    re.IGNORECASE,
+)
+
+
+class Said(NamedTuple):
+    """What the body of an error says."""
+
+    message: str
+    codes: frozenset[str]
+    """Its code, its type and the code of its details."""
+
+
+def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  # noqa: PLR0911 - one return a cause
+    """The cause of an error in the form `{"error": {"message": …, "code" or "type": …}}`, or in any other."""
+    said = _read(body)
+    message = f"HTTP {status}" + (f": {said.message}" if said.message else "")
+    if 300 <= status < 400:
+        return Failure("run", f"{message}: the address redirects, and redirects are never followed: check base_url")
+    if status == 401:
+        return Failure("authorisation", f"{message}: the key is not accepted")
+    if status == 402 or any(map(_BILLING.fullmatch, said.codes)) or _NO_CREDIT.search(said.message):
+        return Failure("billing", f"{message}: the account has no credit left or has reached a limit of spending")
+    if status == 403:
+        return Failure("authorisation", f"{message}: the account may not use this")
+    if status in {404, 405}:
+        return Failure("run", f"{message}: check the model's name and base_url")
+    if status == 429:
+        return Failure("rate_limit", message, retry_after_seconds=read_retry_after(headers))
+    if status in {408, 409} or status >= 500:
+        return Failure("transient", message, retry_after_seconds=read_retry_after(headers))
+    return Failure("request", message + _remedy(status, said))
+
+
+def _remedy(status: int, said: Said) -> str:
+    """What a user may do about one refused prompt, where that is known."""
+    words = " ".join((said.message, *sorted(said.codes)))
+    if status == 413 or _CONTEXT.search(words):
+        return (
+            ": the prompt is longer than the model takes: shorten it, lower max_tokens or ask a model that takes more"
+        )
+    if _POLICY.search(words):
+        return ": the provider's content policy refuses this prompt: leave it out or ask another teacher"
+    return ""
+
+
+def _read(body: Any) -> Said:
+    """Azure, Gemini and others wrap or rename: a list around the object, a bare text, a `message` at the top."""
+    outer = body[0] if isinstance(body, list) and body else body
+    inner = outer.get("error", outer) if isinstance(outer, dict) else None
+    error = inner if isinstance(inner, dict) else {"message": inner}
+    details = error.get("details")
+    found = (error.get("code"), error.get("type"), details.get("error_code") if isinstance(details, dict) else None)
+    message = str(error.get("message") or "").strip()[:LONGEST_QUOTE]
+    return Said(message, frozenset(code for code in found if isinstance(code, str)))

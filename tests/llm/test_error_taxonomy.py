@@ -1,0 +1,129 @@
+"""One taxonomy for all providers: the cause of each error, and what a user reads of it."""
+
+from typing import Any
+
+import pytest
+
+from potstill.llm.providers import PROVIDERS
+
+NAMES = sorted(PROVIDERS)
+
+
+def anthropic_error(kind: str, message: str = "", **details: Any) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": message, **details}, "request_id": "req_1"}
+
+
+def openai_error(code: str | None, message: str = "", kind: str | None = None) -> dict[str, Any]:
+    return {"error": {"code": code, "type": kind, "message": message, "param": None}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("status", "cause"),
+    [
+        (301, "run"),
+        (400, "request"),
+        (401, "authorisation"),
+        (402, "billing"),
+        (403, "authorisation"),
+        (404, "run"),
+        (405, "run"),
+        (408, "transient"),
+        (409, "transient"),
+        (413, "request"),
+        (422, "request"),
+        (429, "rate_limit"),
+        (500, "transient"),
+        (503, "transient"),
+        (529, "transient"),
+    ],
+)
+def test_a_status_without_a_word_has_a_cause(name: str, status: int, cause: str) -> None:
+    found = PROVIDERS[name].read_error(status, None, {"retry-after": "2"})
+    assert found.cause == cause
+    assert f"HTTP {status}" in found.message
+    waits = cause == "rate_limit" or (cause == "transient")
+    assert found.retry_after_seconds == (2 if waits else None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (429, openai_error("insufficient_quota", kind="insufficient_quota")),
+        (429, openai_error("credit_balance_exhausted")),
+        (429, openai_error("organization_spend_limit_exceeded")),
+        (429, openai_error("project_spend_limit_exceeded")),
+        (429, openai_error("organization_usage_limit_exceeded")),
+        (429, openai_error("billing_hard_limit_reached")),
+        (400, openai_error("billing_not_active")),
+        (402, anthropic_error("billing_error")),
+        (429, anthropic_error("rate_limit_error", details={"error_code": "enforced_spend_limit_reached"})),
+        (429, anthropic_error("rate_limit_error", details={"error_code": "contract_spend_limit_reached"})),
+        (400, anthropic_error("invalid_request_error", "Your credit balance is too low to access the API.")),
+    ],
+    ids=str,
+)
+def test_an_account_without_money_is_never_asked_again(name: str, status: int, body: Any) -> None:
+    assert PROVIDERS[name].read_error(status, body, {"retry-after": "1"}).cause == "billing"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        openai_error("rate_limit_exceeded"),
+        anthropic_error("rate_limit_error", "You have exceeded your organization's rate limit"),
+        anthropic_error("rate_limit_error", details={"error_code": "ramp_limit_exceeded"}),
+        [{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "check your plan and billing details"}}],
+    ],
+    ids=str,
+)
+def test_a_limit_of_pace_is_no_lack_of_money(body: Any) -> None:
+    assert PROVIDERS["openai_compatible"].read_error(429, body, {}).cause == "rate_limit"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "remedy"),
+    [
+        (
+            400,
+            openai_error("context_length_exceeded", "This model's maximum context length is 8192 tokens."),
+            "shorten",
+        ),
+        (400, openai_error(None, "prompt is too long for the context window"), "shorten"),
+        (
+            400,
+            anthropic_error("invalid_request_error", "prompt is too long: 250000 tokens > 200000 maximum"),
+            "shorten",
+        ),
+        (413, anthropic_error("request_too_large", "Request exceeds the maximum size"), "shorten"),
+        (400, openai_error("content_policy_violation", "Rejected by the safety system."), "content policy refuses"),
+        (400, openai_error("content_filter", "The response was filtered."), "content policy refuses"),
+        (400, anthropic_error("invalid_request_error", "Output blocked by content filtering policy"), "content policy"),
+    ],
+    ids=str,
+)
+def test_a_refused_prompt_says_what_may_be_done(status: int, body: Any, remedy: str) -> None:
+    found = PROVIDERS["openai_compatible"].read_error(status, body, {})
+    assert found.cause == "request"
+    assert remedy in found.message
+    assert found.message.startswith(f"HTTP {status}: ")
+
+
+def test_another_refused_prompt_says_what_the_server_said_and_no_more() -> None:
+    found = PROVIDERS["openai"].read_error(400, openai_error("invalid_value", "tools: f is no name"), {})
+    assert found.message == "HTTP 400: tools: f is no name"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"message": "at the top", "code": 400}, "HTTP 400: at the top"),
+        ([{"error": {"message": "in a list"}}], "HTTP 400: in a list"),
+        ({"error": "bare"}, "HTTP 400: bare"),
+        ([], "HTTP 400"),
+        ([7], "HTTP 400"),
+    ],
+)
+def test_errors_of_other_shapes_are_read_too(body: Any, says: str) -> None:
+    assert PROVIDERS["openai_compatible"].read_error(400, body, {}).message == says

@@ -1,0 +1,71 @@
+"""What a recipe may say of a teacher, and what of it reaches a request."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from potstill.teacher.plan import make_plan
+from potstill.teacher.rows import ListedRows
+from tests.fake_teacher import make_teacher, numbered_rows
+
+URL = "http://127.0.0.1:1/v1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Authorization", "proxy-authorization", "X-Api-Key", "api-key", "x-goog-api-key", "Cookie", "X-Auth-Token"],
+)
+def test_a_header_that_would_carry_a_key_is_refused_and_its_value_not_repeated(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"would carry a key.*api_key_env") as caught:
+        make_teacher(URL, headers={name: "secret-5"})
+    assert "secret-5" not in str(caught.value).partition("[type=")[0]
+
+
+@pytest.mark.parametrize("pair", [("X Title", "a"), ("", "a"), ("X-Title", "a\r\nb: c"), ("X-Title", "é")])
+def test_what_is_no_header_is_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(ValidationError, match="is no header of HTTP"):
+        make_teacher(URL, headers=dict([pair]))
+
+
+def test_other_headers_are_taken() -> None:
+    headers = {"HTTP-Referer": "https://example.org", "X-Title": "Potstill", "x-max-tokens": "5"}
+    assert make_teacher(URL, headers=headers).headers == headers
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"instructions": "Guide"}, {"messages": [{"role": "system", "content": "Guide"}]}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"stop": ["END"]}, {"stop": ["END"]}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        (
+            {"response_schema": {"type": "object"}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
+                }
+            },
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_recipe_says_is_asked_for_and_changes_the_key(
+    fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    rows = ListedRows(numbered_rows(1))
+    plain, changed = (next(make_plan(rows, make_teacher(URL, **given), None).answers()) for given in ({}, fields))
+    asked = changed.request.model_dump(exclude_none=True)
+    for name, value in expected.items():
+        assert asked[name] == (value + plain.prompt.messages if name == "messages" else value)
+    assert changed.key != plain.key
+    assert changed.prompt == plain.prompt, "the student's prompt stays as it is"
+
+
+def test_where_and_how_it_is_asked_does_not_change_the_key() -> None:
+    rows = ListedRows(numbered_rows(1))
+    elsewhere = make_teacher(URL, headers={"X-Title": "a"}, api_version="2024-10-21", prompt_caching=False)
+    keys = {next(make_plan(rows, teacher, None).answers()).key for teacher in (make_teacher(URL), elsewhere)}
+    assert len(keys) == 1
