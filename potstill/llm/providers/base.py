@@ -19,6 +19,16 @@ class Failure(NamedTuple):
     retry_after_seconds: float | None = None
 
 
+class Limit(NamedTuple):
+    """One rate limit as a reply's headers tell it."""
+
+    limit: float
+    """Requests or tokens a minute."""
+    remaining: float
+    reset_seconds: float | None
+    """Until the bucket is full again, where the server says so."""
+
+
 class Provider(Protocol):
     """The protocol of one kind of endpoint."""
 
