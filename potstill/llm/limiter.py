@@ -102,12 +102,11 @@ class Limiter:
         now = self._clock()
         if usage is not None:
             self._sizes.learn(ticket.cost, *usage)
-        if limits:
-            others = ((other.number, other.left_at, self._sizes.amounts(other.cost)) for other in self._in_flight.values())
-            self._mirror.hear(ticket.number, ticket.left_at, limits, others)
+        self._mirror.end(ticket, now, limits, usage, is_refused=is_rate_limited)
+        if limits.keys() - self._mirror.buckets.keys():
+            later = [other for other in self._in_flight.values() if other.number > ticket.number]
+            self._mirror.begin(ticket, now, limits, [(it.number, self._sizes.amounts(it.cost)) for it in later])
             self._congestion.open()
-        if self._mirror.buckets:
-            self._mirror.correct(ticket.number, usage, limits, is_refused=is_rate_limited)
         if is_rate_limited:
             self._refuse(ticket, limits, retry_after_seconds, now)
         elif usage is not None:
@@ -126,7 +125,7 @@ class Limiter:
         """Give back what was booked for a request that did not leave after all."""
         if self._in_flight.pop(ticket.number, None) is not None:
             self._caps.give_back(ticket.cap_seconds)
-            self._mirror.correct(ticket.number, None, {}, is_refused=True)
+            self._mirror.end(ticket, self._clock(), {}, None, is_refused=True)
 
     def pause(self, seconds: float) -> None:
         """Let no request leave for so long."""

@@ -174,14 +174,15 @@ class Congestion:
             self._anchor, self._grown = wave.anchor, wave.grown
 
     def _slow_down(self, wave: Wave) -> None:
-        if wave.accepted == 0 and wave.refused > ENOUGH:
-            self._anchor, self._window = None, max(BLIND * wave.window, 0.01)
-            return
-        beside = wave.accepted + wave.refused
-        found = wave.per_second * max(wave.accepted, 1) / beside if beside > ENOUGH else wave.per_second / 2
         steady = wave.accepted_per_second
-        self._anchor = steady if steady is not None and found / 4 < steady < wave.per_second else found
         self._grown = 0
+        if steady is not None and 0 < steady < wave.per_second:
+            self._anchor = steady
+        elif wave.accepted == 0 and wave.refused > ENOUGH:
+            self._anchor, self._window = None, max(BLIND * wave.window, 0.01)
+        else:
+            beside = wave.accepted + wave.refused
+            self._anchor = wave.per_second * (max(wave.accepted, 1) / beside if beside > ENOUGH else 0.5)
 
     def _set_pace(self) -> None:
         latency = max(self._latency or 0.0, 1e-6)
