@@ -11,15 +11,43 @@ REFILL = 0.995
 """Of what the server says it refills: clocks differ, and an empty bucket costs more than a full one."""
 FIRST_RESERVE = 0.01
 LARGEST_RESERVE = 0.2
-"""What stays in a bucket, as a share of it, for what arrives out of order. A refusal doubles it."""
-ENOUGH_REQUESTS = 20
-"""So many charges that the server has told of show whether it charges `max_tokens` or what was used."""
-FULL = 0.98
+"""What stays in a bucket, as a share of it, for what arrives out of order. A wave of refusals doubles it."""
+SMALLEST_GROUP = 20
 FALL = 0.25
-RISE = 1 / 16
-"""How far a reply draws the level down or up to what it says."""
+RISE_SECONDS = 0.5
+"""How far a reply draws the level down or up to what it says; up only as far as time has passed between the requests."""
 SILENT_REPLIES = 1000
 """After so many replies in a row that do not name a limit it is forgotten."""
+
+
+class Judge:
+    """Whether a server charges `max_tokens` or what was used: the way of charging by which what remains stays explained.
+
+    `remaining - refilled + booked` does not change while what was booked is what was charged. Replies are averaged in
+    groups as large as what is in flight, where those that overtook each other cancel out.
+    """
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._count = 0
+        self._sum = Amounts(0.0, 0.0)
+        self._before: Amounts | None = None
+
+    def hear(self, remaining: float, booked: Amounts, in_flight: int) -> bool | None:
+        """True for `max_tokens`, False for what was used, None where nothing new is known."""
+        if self._count == 0:
+            self._size = max(SMALLEST_GROUP, in_flight)
+        self._count += 1
+        self._sum = Amounts(self._sum.likely + remaining + booked.likely, self._sum.most + remaining + booked.most)
+        if self._count < self._size:
+            return None
+        mean = Amounts(self._sum.likely / self._count, self._sum.most / self._count)
+        before, self._before = self._before, mean
+        self._count, self._sum = 0, Amounts(0.0, 0.0)
+        if before is None:
+            return None
+        unexplained, apart = mean.likely - before.likely, (mean.most - mean.likely) - (before.most - before.likely)
+        return unexplained < -apart / 2 if apart > 0 else None
 
 
 class Booking(NamedTuple):
@@ -52,17 +80,12 @@ class Bucket:
         self._total = Amounts(0.0, 0.0)
         self._charged = 0.0
         self._told_of = -1
-        self._told_at = 0.0
-        self._told = 0.0
-        self._told_total = Amounts(0.0, 0.0)
+        self._told_at = float("-inf")
         self._books_most = True
-        self._is_judged = True
-        self._judged_of = -1
-        """The level counts what requests up to this one really took."""
-        self._seen = 0.0
-        self._expected = Amounts(0.0, 0.0)
-        self._counted = 0
-        self._judges_from = -1
+        self._judge = Judge()
+        self._synced_of = -1
+        """What requests up to this one took is in the level as the server told it."""
+        self._distrusted_of = -1
         self._silent = 0
 
     def _level_at(self, now: float) -> float:
@@ -78,8 +101,6 @@ class Bucket:
 
     def book(self, number: int, now: float, amounts: Amounts) -> None:
         charge = self._charge(amounts)
-        if amounts.most > amounts.likely and self._judges_from < 0:
-            self._judges_from, self._is_judged = 0, False
         self._total = Amounts(self._total.likely + amounts.likely, self._total.most + amounts.most)
         self._charged += charge
         self._booked[number] = Booking(charge, self._total, self._charged)
@@ -93,7 +114,7 @@ class Bucket:
             limit: what its reply says.
         """
         booking = self._booked.pop(number, None)
-        if booking is not None and amounts is not None and number > self._judged_of:
+        if booking is not None and amounts is not None and number > self._synced_of:
             self._level += booking.charge - self._charge(amounts)
         if limit is None:
             self._silent += 1
@@ -111,20 +132,23 @@ class Bucket:
 
     def _hear(self, number: int, booking: Booking, left_at: float, now: float, limit: Limit) -> None:
         self._measure(limit)
-        is_first, is_newest = self._told_of < 0, number > self._told_of
-        if is_newest:
-            if not is_first:
-                refilled = self._refill / REFILL * (left_at - self._told_at)
-                self._judge(booking.total, self._told + refilled - limit.remaining, limit.remaining, number)
-            self._told, self._told_at, self._told_of, self._told_total = limit.remaining, left_at, number, booking.total
         since = self._charged - booking.charged
         said = min(self._capacity, limit.remaining + self._refill * (now - left_at) - since)
         level = self._level_at(now)
-        if is_first or (is_newest and not self._is_judged):
-            self._level, self._as_of, self._judged_of = said, now, number
-        elif said < level or is_newest:
-            gain = FALL if said < level else RISE
-            self._level, self._as_of = level + gain * (said - level), now
+        if self._told_of < 0:
+            level = said
+        elif said < level:
+            level += FALL * (said - level)
+        elif number > self._told_of:
+            level += min(FALL, (left_at - self._told_at) / RISE_SECONDS) * (said - level)
+        self._level, self._as_of = level, now
+        if number > self._told_of:
+            self._told_of, self._told_at = number, left_at
+        if number > self._distrusted_of:
+            refilled = self._refill / REFILL * left_at
+            books_most = self._judge.hear(limit.remaining - refilled, booking.total, len(self._booked))
+            if books_most is not None and books_most != self._books_most:
+                self._books_most, self._synced_of = books_most, self._told_of
 
     def _measure(self, limit: Limit) -> None:
         """How large the bucket is and how fast it fills. A reset may be rounded or another clock's: the least counts."""
@@ -136,35 +160,13 @@ class Bucket:
         known = min(self._fullest, limit.limit) if limit.reset_seconds is not None else 0.0
         self._capacity = max(self._most_remaining, known)
 
-    def _judge(self, total: Amounts, charged: float, remaining: float, number: int) -> None:
-        """Compare what the server took with what each way of charging would have taken."""
-        if self._told_of < self._judges_from or remaining >= FULL * self._capacity:
-            self._forget_charges()  # what overflows looks like what was not charged
-            return
-        self._seen += charged
-        likely, most = self._expected
-        self._expected = Amounts(
-            likely + total.likely - self._told_total.likely, most + total.most - self._told_total.most
-        )
-        self._counted += number - self._told_of
-        if self._counted >= ENOUGH_REQUESTS:
-            if not self._is_judged:
-                self._judged_of = number
-            self._is_judged = True
-            self._books_most = self._seen > (self._expected.likely + self._expected.most) / 2
-            self._forget_charges()
-
-    def _forget_charges(self) -> None:
-        self._seen, self._expected, self._counted = 0.0, Amounts(0.0, 0.0), 0
-
     def distrust(self, newest: int) -> None:
         """The server refused what the mirror allowed: keep more back, and book the most from here on until it is disproved."""
-        if self._told_of >= self._judges_from:  # one wave of refusals counts once
+        if self._told_of > self._distrusted_of:  # one wave of refusals counts once
             self._reserve = min(2 * self._reserve, LARGEST_RESERVE)
+            self._distrusted_of = newest
         self._books_most = True
-        if self._judges_from >= 0:
-            self._judges_from, self._is_judged = newest + 1, False
-        self._forget_charges()
+        self._judge = Judge()
 
     def refill_seconds(self, amount: float) -> float:
         return amount / self._refill
