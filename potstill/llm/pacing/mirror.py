@@ -1,5 +1,6 @@
 """The server's own buckets, mirrored from what the headers of its replies say."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,12 @@ REFILL = 0.995
 FIRST_RESERVE = 0.01
 LARGEST_RESERVE = 0.2
 """What stays in a bucket, as a share of it, for what arrives out of order. A wave of refusals doubles it."""
+DEVIATIONS = 3.0
+SPREAD_MEMORY = 100
+"""Beside that share, so many standard deviations of what is in flight stay in it."""
 SMALLEST_GROUP = 20
+OVERTAKING_SECONDS = 0.05
+"""Requests that left within so long may have arrived in another order."""
 FALL = 0.25
 RISE_SECONDS = 0.5
 """How far a reply draws the level down or up to what it says; up only as far as time has passed between the requests."""
@@ -24,17 +30,21 @@ class Judge:
     """Whether a server charges `max_tokens` or what was used: the way of charging by which what remains stays explained.
 
     `remaining - refilled + booked` does not change while what was booked is what was charged. Replies are averaged in
-    groups as large as what is in flight, where those that overtook each other cancel out.
+    groups as large as what is in flight, where those that overtook each other cancel out; every request of a group left
+    after the last reply of the group before, so that none of them overtook one of those.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: int) -> None:
         self._size = 0
         self._count = 0
         self._sum = Amounts(0.0, 0.0)
         self._before: Amounts | None = None
+        self._after = after
 
-    def hear(self, remaining: float, booked: Amounts, in_flight: int) -> bool | None:
+    def hear(self, number: int, newest: int, remaining: float, booked: Amounts, in_flight: int) -> bool | None:
         """True for `max_tokens`, False for what was used, None where nothing new is known."""
+        if number <= self._after:
+            return None
         if self._count == 0:
             self._size = max(SMALLEST_GROUP, in_flight)
         self._count += 1
@@ -42,7 +52,7 @@ class Judge:
         if self._count < self._size:
             return None
         mean = Amounts(self._sum.likely / self._count, self._sum.most / self._count)
-        before, self._before = self._before, mean
+        before, self._before, self._after = self._before, mean, newest
         self._count, self._sum = 0, Amounts(0.0, 0.0)
         if before is None:
             return None
@@ -56,6 +66,8 @@ class Booking(NamedTuple):
     """All that was ever booked, up to and with this."""
     charged: float
     """The same as it was charged."""
+    charged_before: float
+    """All that was charged up to `OVERTAKING_SECONDS` or less before it."""
 
 
 class Bucket:
@@ -79,10 +91,15 @@ class Bucket:
         """What is in flight."""
         self._total = Amounts(0.0, 0.0)
         self._charged = 0.0
+        self._flock_at = float("-inf")
+        self._charged_before = 0.0
         self._told_of = -1
         self._told_at = float("-inf")
         self._books_most = True
-        self._judge = Judge()
+        self._judge = Judge(after=-1)
+        self._newest = -1
+        self._spread = 0.0
+        """The mean square by which requests took other amounts than were booked."""
         self._synced_of = -1
         """What requests up to this one took is in the level as the server told it."""
         self._distrusted_of = -1
@@ -96,14 +113,18 @@ class Bucket:
 
     def delay(self, now: float, amounts: Amounts) -> float:
         """Seconds until a request that takes so much may leave; one that is larger than the bucket needs a full one."""
-        wanted = min(self._charge(amounts) + self._reserve * self._capacity, self._capacity)
+        reserve = max(self._reserve * self._capacity, DEVIATIONS * math.sqrt(self._spread * len(self._booked)))
+        wanted = min(self._charge(amounts) + reserve, self._capacity)
         return (wanted - self._level_at(now)) / self._refill
 
     def book(self, number: int, now: float, amounts: Amounts) -> None:
         charge = self._charge(amounts)
+        self._newest = number
         self._total = Amounts(self._total.likely + amounts.likely, self._total.most + amounts.most)
         self._charged += charge
-        self._booked[number] = Booking(charge, self._total, self._charged)
+        if now - self._flock_at > OVERTAKING_SECONDS:
+            self._flock_at, self._charged_before = now, self._charged - charge
+        self._booked[number] = Booking(charge, self._total, self._charged, self._charged_before)
         self._level, self._as_of = self._level_at(now) - charge, now
 
     def end(self, number: int, amounts: Amounts | None, left_at: float, now: float, limit: Limit | None) -> None:
@@ -115,7 +136,9 @@ class Bucket:
         """
         booking = self._booked.pop(number, None)
         if booking is not None and amounts is not None and number > self._synced_of:
-            self._level += booking.charge - self._charge(amounts)
+            error = booking.charge - self._charge(amounts)
+            self._level += error
+            self._spread += (error * error - self._spread) / SPREAD_MEMORY
         if limit is None:
             self._silent += 1
         elif booking is not None:
@@ -124,7 +147,7 @@ class Bucket:
 
     def begin(self, number: int, left_at: float, now: float, limit: Limit) -> None:
         """The first that is heard of this limit."""
-        self._hear(number, Booking(0.0, self._total, self._charged), left_at, now, limit)
+        self._hear(number, Booking(0.0, self._total, self._charged, self._charged), left_at, now, limit)
 
     @property
     def is_silent(self) -> bool:
@@ -132,23 +155,23 @@ class Bucket:
 
     def _hear(self, number: int, booking: Booking, left_at: float, now: float, limit: Limit) -> None:
         self._measure(limit)
-        since = self._charged - booking.charged
-        said = min(self._capacity, limit.remaining + self._refill * (now - left_at) - since)
+        arrived = limit.remaining + self._refill * (now - left_at)
+        said = min(self._capacity, arrived - (self._charged - booking.charged))
+        surely = min(said, arrived - (self._charged - booking.charged_before))
         level = self._level_at(now)
         if self._told_of < 0:
             level = said
         elif said < level:
             level += FALL * (said - level)
-        elif number > self._told_of:
-            level += min(FALL, (left_at - self._told_at) / RISE_SECONDS) * (said - level)
+        elif number > self._told_of and surely > level:
+            level += min(FALL, (left_at - self._told_at) / RISE_SECONDS) * (surely - level)
         self._level, self._as_of = level, now
         if number > self._told_of:
             self._told_of, self._told_at = number, left_at
-        if number > self._distrusted_of:
-            refilled = self._refill / REFILL * left_at
-            books_most = self._judge.hear(limit.remaining - refilled, booking.total, len(self._booked))
-            if books_most is not None and books_most != self._books_most:
-                self._books_most, self._synced_of = books_most, self._told_of
+        unfilled = limit.remaining - self._refill / REFILL * left_at
+        books_most = self._judge.hear(number, self._newest, unfilled, booking.total, len(self._booked))
+        if books_most is not None and books_most != self._books_most:
+            self._books_most, self._synced_of = books_most, self._told_of
 
     def _measure(self, limit: Limit) -> None:
         """How large the bucket is and how fast it fills. A reset may be rounded or another clock's: the least counts."""
@@ -166,7 +189,7 @@ class Bucket:
             self._reserve = min(2 * self._reserve, LARGEST_RESERVE)
             self._distrusted_of = newest
         self._books_most = True
-        self._judge = Judge()
+        self._judge = Judge(after=newest)
 
     def refill_seconds(self, amount: float) -> float:
         return amount / self._refill
