@@ -118,6 +118,8 @@ class Limiter:
         refill_seconds = self._mirror.explain(limits, self._sizes.amounts(ticket.cost), self._number - 1)
         if refill_seconds is None:
             self._congestion.refuse(ticket, now, self._number - 1, len(self._in_flight) + 1)
+            if self._congestion.is_by_chance:
+                return
             refill_seconds = PAUSE_SECONDS
         self.pause(min(refill_seconds, PAUSE_SECONDS) if retry_after_seconds is None else retry_after_seconds)
 

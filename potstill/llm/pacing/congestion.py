@@ -7,9 +7,11 @@ from potstill.llm.pacing.ticket import Ticket
 FIRST_PER_SECOND = 8.0
 """Until the first reply."""
 FIRST_WINDOW = 16.0
-"""So many requests a latency after it; each success adds one more, and past `WIDE_WINDOW` a share of one."""
+"""So many requests a latency after it; each success adds one more ..."""
 WIDE_WINDOW = 64.0
-WIDENING = 0.3
+WIDENING = 0.25
+SURE = 500
+"""... and from `WIDE_WINDOW` on that share of one, until so many successes say that it is no bucket of seconds that gives."""
 SPARE = 4.0
 """A pace that allows so many times what has been in flight holds nothing back any more."""
 SLOWEST_PER_SECOND = 0.2
@@ -20,8 +22,16 @@ POLICED = 0.2
 """From this share of refusals among the requests beside a refused one it is the rate that is refused; below, it may be chance."""
 ENOUGH = 8
 """So many requests must have been beside it for that share to mean anything."""
+ENOUGH_APART = 20
+"""Where waves are smaller, so many requests before and beside several refused ones."""
+FADING = 5
+"""Beyond so many times that number the older ones count half."""
 CLEAN = 40
-"""A refusal after fewer successes than this, at a pace that was just lowered, says that lowering it does not help."""
+"""A refusal after fewer successes than this says that lowering the pace the last time did not help."""
+BY_CHANCE = 4
+"""After so many of those in a row, each after another step down, refusals count as chance and the steps are taken back ..."""
+UNLIKELY = 200
+"""... until so many successes in a row say otherwise."""
 BACK_OFF = 0.92
 """Where the pace starts again, as a share of the rate that broke ..."""
 RECOVERY = 100
@@ -54,6 +64,11 @@ class Wave:
     accepted: int = 0
     refused: int = 1
 
+    @property
+    def beside(self) -> tuple[int, int]:
+        """How many requests beside the first refused one are known of, and how many of them were refused."""
+        return self.accepted + self.refused - 1, self.refused - 1
+
 
 class Congestion:
     """A slow start by successes, then additive increase about the rate that broke last, and one decrease a wave of refusals.
@@ -76,15 +91,22 @@ class Congestion:
         self._next = float("-inf")
         self._peak = 1
         self._clean = 0
+        self._chances = 0
+        self._before_steps: tuple[float | None, int] = (None, 0)
         self._wave: Wave | None = None
-        self._beside = (0, 0)
-        """Requests beside refused ones, and how many were refused, of small waves since the last decrease."""
+        self._apart = (0.0, 0.0)
+        """Requests of small waves, those before them included, and how many were refused."""
         self._refused_since_wave = 0
 
     @property
     def next_at(self) -> float:
         """When the next request may leave."""
         return float("-inf") if self._is_open else self._next
+
+    @property
+    def is_by_chance(self) -> bool:
+        """Refusals do not depend on the pace: pausing for them helps nobody."""
+        return self._chances >= BY_CHANCE
 
     def open(self) -> None:
         """Something better sets the pace."""
@@ -108,7 +130,7 @@ class Congestion:
         if self._is_open:
             return
         if self._anchor is None:
-            self._window += 1 if self._window < WIDE_WINDOW else WIDENING
+            self._window += 1 if self._window < WIDE_WINDOW or self._clean > SURE else WIDENING
         elif wave is None or ticket.number > wave.last:
             self._grown += 1
         self._set_pace()
@@ -132,8 +154,7 @@ class Congestion:
         before = self._wave
         accepted_per_second = None
         if before is not None:
-            if (known := before.accepted + before.refused - 1) < ENOUGH:
-                self._beside = (self._beside[0] + known, self._beside[1] + before.refused - 1)
+            self._remember(before)
             sent = ticket.number - before.first
             seconds = max(ticket.left_at - before.first_left_at, 1e-9)
             accepted_per_second = max(sent - self._refused_since_wave + 1, 0) / seconds
@@ -148,8 +169,27 @@ class Congestion:
             self._grown,
             self._window,
         )
-        self._clean, self._peak, self._refused_since_wave = 0, 1, 1
+        self._clean, self._refused_since_wave = 0, 1
         return wave
+
+    def _remember(self, wave: Wave) -> None:
+        """Count a wave that is over: as policed, as chance, or with the next ones where it was too small to tell."""
+        if self._is_policed(wave):
+            self._chances, self._apart = 0, (0, 0)
+            return
+        known, refused = wave.beside
+        if known < ENOUGH:
+            requests, refusals = self._apart
+            fade = 0.5 if requests > FADING * ENOUGH_APART else 1.0
+            self._apart = (fade * requests + known + min(wave.clean, CLEAN) + 1, fade * refusals + refused + 1)
+        if wave.clean >= (UNLIKELY if self.is_by_chance else CLEAN):
+            self._chances = 0
+            return
+        if self._chances == 0:
+            self._before_steps = (wave.anchor, wave.grown)
+        self._chances += 1
+        if self._chances == BY_CHANCE:
+            self._anchor, self._grown = self._before_steps
 
     def _rate_now(self, in_flight: int, waited: float) -> float:
         """What leaves a second, by Little's law or by the pace."""
@@ -157,21 +197,31 @@ class Congestion:
         flow = max(in_flight, 1) / latency
         return flow if self._is_open else min(flow, 1 / self._seconds)
 
+    def _is_policed(self, wave: Wave) -> bool:
+        known, refused = wave.beside
+        if known >= ENOUGH or self.is_by_chance:
+            return known >= ENOUGH and refused >= POLICED * known
+        requests, refusals = self._apart
+        return requests >= ENOUGH_APART and refusals >= POLICED * requests
+
     def _respond(self, wave: Wave) -> None:
         """Set the pace after a refusal, by what is known of its wave so far."""
-        known, refused = wave.accepted + wave.refused - 1, wave.refused - 1
-        if known < ENOUGH:
-            known, refused = known + self._beside[0], refused + self._beside[1]
-        if known >= ENOUGH and refused >= POLICED * known:
+        known, refused = wave.beside
+        self._anchor, self._grown, self._window = wave.anchor, wave.grown, wave.window
+        if self._is_policed(wave):
             self._slow_down(wave)
+        elif self.is_by_chance:
+            return
         elif wave.last - wave.first >= ENOUGH > known:  # the others are still to come
             self._anchor, self._grown = wave.per_second / 2, 0
-        elif wave.clean >= CLEAN or wave.anchor is None:
+        elif wave.anchor is None:
+            return
+        elif wave.clean >= CLEAN:
             self._anchor = wave.per_second * (1 - refused / max(known, ENOUGH))
             self._anchor = min(max(self._anchor, wave.accepted_per_second or 0.0), wave.per_second)
             self._grown = 0
         else:
-            self._anchor, self._grown = wave.anchor, wave.grown
+            self._anchor = BACK_OFF * wave.anchor
 
     def _slow_down(self, wave: Wave) -> None:
         steady = wave.accepted_per_second
@@ -195,4 +245,5 @@ class Congestion:
         else:
             rate = FIRST_PER_SECOND
         self._seconds = 1 / max(rate, SLOWEST_PER_SECOND)
-        self._is_open = self._clean > SPARE * self._peak and rate * latency > SPARE * self._peak
+        used = self._wave.per_second if self._wave is not None else self._peak / latency
+        self._is_open = self._clean > WIDE_WINDOW and rate > SPARE * used
