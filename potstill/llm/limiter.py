@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from potstill.llm.pacing.caps import Caps
 from potstill.llm.pacing.congestion import Congestion
 from potstill.llm.pacing.mirror import Mirror
-from potstill.llm.pacing.sizes import Amounts, Sizes
+from potstill.llm.pacing.sizes import Sizes
 from potstill.llm.pacing.ticket import Cost, Ticket
 from potstill.llm.providers.base import Limit
 
@@ -92,6 +92,7 @@ class Limiter:
         """Learn from the end of a request: a reply, an error, or its being cancelled.
 
         Args:
+            ticket: the request's; a second end of the same request changes nothing.
             limits: what the reply's headers said; empty where nothing did.
             usage: input and output tokens, where the reply told.
             is_rate_limited: the server refused it for its pace, not for money.

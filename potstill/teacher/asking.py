@@ -16,14 +16,14 @@ from potstill.errors import (
 )
 from potstill.ledger import AttemptPlan, Ledger, Status
 from potstill.llm.client import Attempt, ChatClient
-from potstill.llm.limiter import Limiter
+from potstill.llm.limiter import Cost, Limiter, Ticket
 from potstill.llm.messages import Reply
+from potstill.llm.providers.base import Failure
 from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
 from potstill.teacher.outcome import BatchReport, Step
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 
 BYTES_A_TOKEN = 4
-RATE_LIMIT_PAUSE_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 300.0
 """A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
 PROBES = 3
@@ -199,7 +199,7 @@ class Asker:
     async def _attempt(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
         self._check_going_on()
         body = self._client.encode(answer.request)
-        await self._limiter.wait(len(body) // BYTES_A_TOKEN + self._plan.teacher.max_tokens)
+        ticket = await self._limiter.acquire(Cost(len(body) // BYTES_A_TOKEN, self._plan.teacher.max_tokens))
         plan = AttemptPlan(
             answer_key=answer.key,
             prompt_id=answer.prompt.prompt_id,
@@ -210,7 +210,11 @@ class Asker:
             bound_usd=self._plan.rates.upper_bound(len(body), answer.request.max_tokens),
             rates=self._plan.rates,
         )
-        attempt_id = await self._reserve(plan)
+        try:
+            attempt_id = await self._reserve(plan)
+        except BaseException:
+            self._limiter.release(ticket)
+            raise
         started = time.monotonic()
         self._in_flight += 1
         attempt: Attempt | None = None
@@ -219,6 +223,7 @@ class Asker:
             if _status(attempt) == "refused" and not self._has_replied:
                 self._early.add(answer.key)
         finally:
+            self._settle_pace(ticket, attempt)
             try:
                 with self._stop_where_the_ledger_fails():
                     cost = self._settle(attempt_id, plan, attempt, time.monotonic() - started)
@@ -268,6 +273,18 @@ class Asker:
             seconds=seconds,
         )
 
+    def _settle_pace(self, ticket: Ticket, attempt: Attempt | None) -> None:
+        outcome = attempt.outcome if attempt else None
+        usage = outcome.usage if outcome else None
+        is_rate_limited = isinstance(outcome, Failure) and outcome.cause == "rate_limit"
+        self._limiter.settle(
+            ticket,
+            limits={},
+            usage=(usage.input, usage.output) if usage else None,
+            is_rate_limited=is_rate_limited,
+            retry_after_seconds=outcome.retry_after_seconds if isinstance(outcome, Failure) else None,
+        )
+
     def _judge(self, key: str, attempt: Attempt) -> None:
         """Raise what the outcome means for this request, for the run, or for the pace."""
         failure = attempt.outcome
@@ -285,8 +302,6 @@ class Asker:
             self._stop(
                 TransientTeacherError(f"{self._client.base_url}: {failure.message}; {wait}: run the same again then")
             )
-        elif failure.cause == "rate_limit":
-            self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
         self._check_going_on()
         raise UnansweredError(failure.message, failure.retry_after_seconds)
 

@@ -9,8 +9,8 @@ FIRST_PER_SECOND = 8.0
 FIRST_WINDOW = 16.0
 """So many requests a latency after it; each success adds one more ..."""
 WIDE_WINDOW = 64.0
-WIDENING = 0.25
-SURE = 500
+WIDENING = 0.2
+SURE = 350
 """... and from `WIDE_WINDOW` on that share of one, until so many successes say that it is no bucket of seconds that gives."""
 SPARE = 4.0
 """A pace that allows so many times what has been in flight holds nothing back any more."""
@@ -20,6 +20,8 @@ BURST_SECONDS = 0.01
 
 POLICED = 0.2
 """From this share of refusals among the requests beside a refused one it is the rate that is refused; below, it may be chance."""
+SURELY_POLICED = 0.4
+"""The same where refusals have come by chance."""
 ENOUGH = 8
 """So many requests must have been beside it for that share to mean anything."""
 ENOUGH_APART = 20
@@ -60,6 +62,7 @@ class Wave:
     anchor: float | None
     grown: int
     window: float
+    seconds: float
     """The state before."""
     accepted: int = 0
     refused: int = 1
@@ -68,6 +71,11 @@ class Wave:
     def beside(self) -> tuple[int, int]:
         """How many requests beside the first refused one are known of, and how many of them were refused."""
         return self.accepted + self.refused - 1, self.refused - 1
+
+    @property
+    def is_open(self) -> bool:
+        """Too little is known of it, and more is to come."""
+        return self.last - self.first >= ENOUGH > self.beside[0]
 
 
 class Congestion:
@@ -92,7 +100,7 @@ class Congestion:
         self._peak = 1
         self._clean = 0
         self._chances = 0
-        self._before_steps: tuple[float | None, int] = (None, 0)
+        self._before_steps = 0.0
         self._wave: Wave | None = None
         self._apart = (0.0, 0.0)
         """Requests of small waves, those before them included, and how many were refused."""
@@ -122,18 +130,22 @@ class Congestion:
         """A request was answered."""
         latency = now - ticket.left_at
         self._latency = latency if self._latency is None else self._latency + (latency - self._latency) / 8
-        self._clean += 1
         wave = self._wave
-        if wave is not None and wave.first < ticket.number <= wave.last:
+        if wave is None or ticket.number > wave.last:
+            self._clean += 1
+            self._grow()
+        elif ticket.number > wave.first:
             wave.accepted += 1
             self._respond(wave)
-        if self._is_open:
-            return
+        if not self._is_open:
+            self._set_pace()
+
+    def _grow(self) -> None:
         if self._anchor is None:
-            self._window += 1 if self._window < WIDE_WINDOW or self._clean > SURE else WIDENING
-        elif wave is None or ticket.number > wave.last:
+            is_wary = self._window >= WIDE_WINDOW and self._clean < SURE and not self.is_by_chance
+            self._window += WIDENING if is_wary else 1
+        else:
             self._grown += 1
-        self._set_pace()
 
     def refuse(self, ticket: Ticket, now: float, newest: int, in_flight: int) -> None:
         """A request met the limiter; `newest` is the number of the last one that left."""
@@ -154,6 +166,8 @@ class Congestion:
         before = self._wave
         accepted_per_second = None
         if before is not None:
+            if before.is_open:
+                self._anchor, self._grown = before.anchor, before.grown
             self._remember(before)
             sent = ticket.number - before.first
             seconds = max(ticket.left_at - before.first_left_at, 1e-9)
@@ -168,6 +182,7 @@ class Congestion:
             self._anchor,
             self._grown,
             self._window,
+            self._seconds,
         )
         self._clean, self._refused_since_wave = 0, 1
         return wave
@@ -186,10 +201,10 @@ class Congestion:
             self._chances = 0
             return
         if self._chances == 0:
-            self._before_steps = (wave.anchor, wave.grown)
+            self._before_steps = max(1 / wave.seconds, wave.per_second)
         self._chances += 1
         if self._chances == BY_CHANCE:
-            self._anchor, self._grown = self._before_steps
+            self._anchor, self._window = None, max(self._window, self._before_steps * (self._latency or 0.0))
 
     def _rate_now(self, in_flight: int, waited: float) -> float:
         """What leaves a second, by Little's law or by the pace."""
@@ -200,7 +215,7 @@ class Congestion:
     def _is_policed(self, wave: Wave) -> bool:
         known, refused = wave.beside
         if known >= ENOUGH or self.is_by_chance:
-            return known >= ENOUGH and refused >= POLICED * known
+            return known >= ENOUGH and refused >= (SURELY_POLICED if self.is_by_chance else POLICED) * known
         requests, refusals = self._apart
         return requests >= ENOUGH_APART and refusals >= POLICED * requests
 
@@ -212,7 +227,7 @@ class Congestion:
             self._slow_down(wave)
         elif self.is_by_chance:
             return
-        elif wave.last - wave.first >= ENOUGH > known:  # the others are still to come
+        elif wave.is_open:
             self._anchor, self._grown = wave.per_second / 2, 0
         elif wave.anchor is None:
             return

@@ -128,12 +128,7 @@ class Bucket:
         self._level, self._as_of = self._level_at(now) - charge, now
 
     def end(self, number: int, amounts: Amounts | None, left_at: float, now: float, limit: Limit | None) -> None:
-        """A request is over.
-
-        Args:
-            amounts: what it took, by either way of charging, where that is known.
-            limit: what its reply says.
-        """
+        """A request is over: what it took by either way of charging, where that is known, and what its reply says."""
         booking = self._booked.pop(number, None)
         if booking is not None and amounts is not None and number > self._synced_of:
             error = booking.charge - self._charge(amounts)
@@ -225,7 +220,11 @@ class Mirror:
                 del self.buckets[name]
 
     def begin(
-        self, ticket: Ticket, now: float, limits: Mapping[str, Limit], later: Sequence[tuple[int, Mapping[str, Amounts]]]
+        self,
+        ticket: Ticket,
+        now: float,
+        limits: Mapping[str, Limit],
+        later: Sequence[tuple[int, Mapping[str, Amounts]]],
     ) -> None:
         """Mirror the limits that are heard of for the first time, and book what left `later` than this request."""
         for name, limit in limits.items():
@@ -240,7 +239,9 @@ class Mirror:
 
         The mirror keeps more back in that bucket from here on.
         """
-        empty = [name for name, limit in limits.items() if name in self.buckets and limit.remaining < amounts[name].most]
+        empty = [
+            name for name, limit in limits.items() if name in self.buckets and limit.remaining < amounts[name].most
+        ]
         for name in empty:
             self.buckets[name].distrust(newest)
         return max((self.buckets[name].refill_seconds(amounts[name].most) for name in empty), default=None)
