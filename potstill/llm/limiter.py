@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from potstill.llm.pacing.caps import Caps
 from potstill.llm.pacing.congestion import Congestion
 from potstill.llm.pacing.mirror import Mirror
-from potstill.llm.pacing.sizes import Sizes
+from potstill.llm.pacing.sizes import Amounts, Sizes
 from potstill.llm.pacing.ticket import Cost, Ticket
 from potstill.llm.providers.base import Limit
 
@@ -16,7 +16,7 @@ __all__ = ["Cost", "Limiter", "Ticket"]
 PAUSE_SECONDS = 1.0
 """After a refusal that names no time."""
 LONGEST_NAP_SECONDS = 0.25
-"""A wait is looked at again so often: a reply may have shortened it."""
+"""A wait for a server's bucket is looked at again so often: a reply may have shortened it."""
 SHORTEST_WAIT_SECONDS = 1e-6
 
 
@@ -58,26 +58,24 @@ class Limiter:
         """Return when a request may leave, and book it; it should leave at once. `settle` or `release` must follow."""
         came_at = self._clock()
         async with self._turn:
-            while (delay := self._delay(cost, now := self._clock())) > SHORTEST_WAIT_SECONDS:
-                await self._sleep(min(delay, LONGEST_NAP_SECONDS))
-            return self._leave(cost, came_at, now)
+            while True:
+                now = self._clock()
+                amounts = self._sizes.amounts(cost) if self._mirror.buckets else {}
+                start = max(self._paused_until, self._caps.next_at, self._congestion.next_at)
+                delay = max(start - now, self._mirror.delay(now, amounts))
+                if delay <= SHORTEST_WAIT_SECONDS:
+                    return self._leave(cost, amounts, came_at, now)
+                await self._sleep(min(delay, LONGEST_NAP_SECONDS) if amounts else delay)
 
-    def _delay(self, cost: Cost, now: float) -> float:
-        start = max(self._paused_until, self._caps.next_at, self._congestion.next_at)
-        if self._mirror.buckets:
-            start = max(start, now + self._mirror.delay(now, self._sizes.amounts(cost)))
-        return start - now
-
-    def _leave(self, cost: Cost, came_at: float, now: float) -> Ticket:
+    def _leave(self, cost: Cost, amounts: Mapping[str, Amounts], came_at: float, now: float) -> Ticket:
         ticket = Ticket(self._number, cost, now)
         self._number += 1
         self._in_flight[ticket.number] = ticket
         if self._caps.are_set:
             tokens = self._sizes.prompt(cost) + self._sizes.completion(cost)
-            ticket.cap_seconds = self._caps.book(now, max(came_at, self._paused_until), tokens)
+            ticket.turn = self._caps.book(now, max(came_at, self._paused_until), tokens)
         self._congestion.book(now, len(self._in_flight))
-        if self._mirror.buckets:
-            self._mirror.book(ticket.number, now, self._sizes.amounts(cost))
+        self._mirror.book(ticket.number, now, amounts)
         return ticket
 
     def settle(
@@ -104,7 +102,7 @@ class Limiter:
         if usage is not None:
             self._sizes.learn(ticket.cost, *usage)
         self._mirror.end(ticket, now, limits, usage, is_refused=is_rate_limited)
-        if limits.keys() - self._mirror.buckets.keys():
+        if not limits.keys() <= self._mirror.buckets.keys():
             later = [other for other in self._in_flight.values() if other.number > ticket.number]
             self._mirror.begin(ticket, now, limits, [(it.number, self._sizes.amounts(it.cost)) for it in later])
             self._congestion.open()
@@ -125,9 +123,10 @@ class Limiter:
         self.pause(min(refill_seconds, PAUSE_SECONDS) if retry_after_seconds is None else retry_after_seconds)
 
     def release(self, ticket: Ticket) -> None:
-        """Give back what was booked for a request that did not leave after all."""
+        """Give back what was booked for a request that did not leave after all; best at once, before the next one leaves."""
         if self._in_flight.pop(ticket.number, None) is not None:
-            self._caps.give_back(ticket.cap_seconds)
+            if ticket.turn is not None:
+                self._caps.give_back(ticket.turn)
             self._mirror.end(ticket, self._clock(), {}, None, is_refused=True)
 
     def pause(self, seconds: float) -> None:

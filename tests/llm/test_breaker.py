@@ -34,7 +34,9 @@ def test_a_dead_minute_opens_it(breaker: Breaker, clock: Clock, per_second: floa
     assert not breaker.is_open
     attempts(breaker, clock, 60, per_second, failed_of_ten=10)
     assert breaker.is_open
-    assert "attempts failed, for 3" in (breaker.reason() or "")
+    assert (breaker.reason() or "").startswith(
+        ("45 of the last 50 attempts failed, for ", "50 of the last 50 attempts")
+    )
 
 
 @pytest.mark.parametrize("per_second", [1, 10, 500])

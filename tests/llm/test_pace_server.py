@@ -18,12 +18,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        select = self._selector.select
 
         def advance(timeout: float | None) -> Any:
             assert timeout is not None, "everybody waits for ever"
             self._now += timeout
-            return select(0) if timeout == 0 and self._now == 0 else []
+            return []
 
         self._selector.select = advance
 
@@ -53,9 +52,10 @@ class Server:
         per_minute: by the name of the limit.
         charge: "used" for the tokens of prompt and completion, "most" for prompt and max_tokens.
         latency: draws how long a request takes; a tenth of it is the way there, which varies by up to 5 ms more.
-        says: "openai" (with resets), "anthropic" (no resets) or None for no headers.
-        retry_after: seconds that a refusal asks for, or None for none; "refill" for when there is enough again.
-        refuse_first: the share of requests that are refused by chance, whatever the pace.
+        tells: replies carry the limits; tells_reset: and when the buckets are full again.
+        retry_after: seconds that a refusal asks for, or None for none.
+        by_chance: the share of requests that are refused whatever the pace.
+        down: seconds between which every request is refused.
     """
 
     def __init__(
@@ -69,7 +69,11 @@ class Server:
         tells_reset: bool = True,
         retry_after: float | None = 1.0,
         by_chance: float = 0.0,
-        sizes: Callable[[random.Random], tuple[int, int]] = lambda _: (100, 100),
+        down: tuple[float, float] = (0.0, 0.0),
+        sizes: Callable[[random.Random], tuple[int, int]] = lambda draw: (
+            draw.randint(50, 150),
+            min(500, round(draw.lognormvariate(4.5, 0.5))),
+        ),
         max_tokens: int = 500,
         seed: int = 1,
     ) -> None:
@@ -79,6 +83,7 @@ class Server:
         self.random = random.Random(seed)
         self.latency, self.charge, self.tells, self.tells_reset = latency, charge, tells, tells_reset
         self.retry_after, self.by_chance, self.sizes, self.max_tokens = retry_after, by_chance, sizes, max_tokens
+        self.down = down
         self.changed_at = 0.0
         self.refused = 0
         self.served = 0
@@ -103,7 +108,8 @@ class Server:
         output = size[1] if self.charge == "used" else self.max_tokens
         costs = {"requests": 1, "tokens": tokens, "input_tokens": size[0], "output_tokens": output}
         is_full = any(self.level[name] < costs[name] for name in self.rate)
-        if is_full or self.random.random() < self.by_chance:
+        is_down = self.down[0] <= now < self.down[1]
+        if is_full or is_down or self.random.random() < self.by_chance:
             self.refused += 1
             self.refusals.append(now)
             return Reply(None, self._limits(), is_refused=True, retry_after_seconds=self.retry_after)
@@ -177,3 +183,32 @@ def lognormal(median: float) -> Callable[[random.Random], float]:
 
 def constant(seconds: float) -> Callable[[random.Random], float]:
     return lambda _: seconds
+
+
+LATENCIES = {"20 ms": constant(0.02), "200 ms": constant(0.2), "2 s": constant(2.0), "lognormal": lognormal(0.2)}
+
+
+def test_the_server_allows_its_bucket_and_what_is_refilled_and_no_more() -> None:
+    server = Server({"requests": 600}, 5, constant(0.0))
+    replies = [server.arrive((10, 10), now) for now in [0.0] * 60 + [1.0] * 20]
+    assert [reply.is_refused for reply in replies] == [False] * 50 + [True] * 10 + [False] * 10 + [True] * 10
+    assert replies[19].limits["requests"] == Limit(600, 30, 2.0)
+
+
+def test_a_server_that_charges_the_most_takes_max_tokens_for_every_request() -> None:
+    server = Server({"tokens": 60_000}, 60, constant(0.0), charge="most", max_tokens=500)
+    assert server.arrive((100, 1), 0.0).limits["tokens"].remaining == 59_400
+
+
+def test_virtual_minutes_pass_in_their_order() -> None:
+    async def wait(loop: VirtualLoop) -> list[float]:
+        times: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            times.append(loop.time())
+
+        await asyncio.gather(sleep(3600), sleep(60), sleep(0.5))
+        return times
+
+    assert run_virtually(wait) == [0.5, 60, 3600]

@@ -1,7 +1,17 @@
 """The caps that a recipe sets by hand."""
 
+from typing import NamedTuple
+
 LATENESS_SECONDS = 0.02
 """A request that an event loop woke late by up to so much does not delay those behind it."""
+SLOW_RPM = 60
+"""Up to here such a lateness is nothing, and turns begin when the one before them was really taken."""
+
+
+class Turn(NamedTuple):
+    start: float
+    next_at: float
+    """When the one after it begins."""
 
 
 class Caps:
@@ -13,7 +23,9 @@ class Caps:
     """
 
     def __init__(self, rpm: float | None, tpm: float | None) -> None:
-        self._seconds_per_request = 60 / rpm if rpm else 0.0
+        self._lateness = 0.0 if rpm and rpm <= SLOW_RPM else LATENESS_SECONDS
+        minute = 60 + self._lateness  # the first of a minute may leave late, and the last in time
+        self._seconds_per_request = minute / rpm if rpm else 0.0
         self._seconds_per_token = 60 / tpm if tpm else 0.0
         self._next = 0.0
 
@@ -26,11 +38,13 @@ class Caps:
         """When the next request may leave."""
         return self._next
 
-    def book(self, now: float, earliest: float, tokens: float) -> float:
-        """Take the turn of a request of so many tokens that could have left at `earliest`; returns the seconds booked."""
-        seconds = max(self._seconds_per_request, tokens * self._seconds_per_token)
-        self._next = max(self._next, earliest, now - LATENESS_SECONDS) + seconds
-        return seconds
+    def book(self, now: float, earliest: float, tokens: float) -> Turn:
+        """Take the turn of a request of so many tokens that could have left at `earliest`."""
+        start = max(self._next, earliest, now - self._lateness)
+        self._next = start + max(self._seconds_per_request, tokens * self._seconds_per_token)
+        return Turn(start, self._next)
 
-    def give_back(self, seconds: float) -> None:
-        self._next -= seconds
+    def give_back(self, turn: Turn) -> None:
+        """Free a turn that was not used. One that others have followed is lost: their minute is full."""
+        if turn.next_at == self._next:
+            self._next = turn.start

@@ -73,7 +73,7 @@ class Wave:
         return self.accepted + self.refused - 1, self.refused - 1
 
     @property
-    def is_open(self) -> bool:
+    def is_unclear(self) -> bool:
         """Too little is known of it, and more is to come."""
         return self.last - self.first >= ENOUGH > self.beside[0]
 
@@ -101,6 +101,7 @@ class Congestion:
         self._clean = 0
         self._chances = 0
         self._before_steps = 0.0
+        """Requests a second before the first of the steps down."""
         self._wave: Wave | None = None
         self._apart = (0.0, 0.0)
         """Requests of small waves, those before them included, and how many were refused."""
@@ -166,7 +167,7 @@ class Congestion:
         before = self._wave
         accepted_per_second = None
         if before is not None:
-            if before.is_open:
+            if before.is_unclear:
                 self._anchor, self._grown = before.anchor, before.grown
             self._remember(before)
             sent = ticket.number - before.first
@@ -227,7 +228,7 @@ class Congestion:
             self._slow_down(wave)
         elif self.is_by_chance:
             return
-        elif wave.is_open:
+        elif wave.is_unclear:
             self._anchor, self._grown = wave.per_second / 2, 0
         elif wave.anchor is None:
             return

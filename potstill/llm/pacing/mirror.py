@@ -133,7 +133,8 @@ class Bucket:
         if booking is not None and amounts is not None and number > self._synced_of:
             error = booking.charge - self._charge(amounts)
             self._level += error
-            self._spread += (error * error - self._spread) / SPREAD_MEMORY
+            if amounts.most > 0:
+                self._spread += (error * error - self._spread) / SPREAD_MEMORY
         if limit is None:
             self._silent += 1
         elif booking is not None:
@@ -171,12 +172,13 @@ class Bucket:
     def _measure(self, limit: Limit) -> None:
         """How large the bucket is and how fast it fills. A reset may be rounded or another clock's: the least counts."""
         rate = limit.limit / 60
-        self._refill = rate * REFILL
+        if self._refill != rate * REFILL:
+            self._refill, self._most_remaining, self._fullest = rate * REFILL, 0.0, float("inf")
         self._most_remaining = max(self._most_remaining, limit.remaining)
         if limit.reset_seconds is not None:
             self._fullest = min(self._fullest, limit.remaining + rate * limit.reset_seconds)
         known = min(self._fullest, limit.limit) if limit.reset_seconds is not None else 0.0
-        self._capacity = max(self._most_remaining, known)
+        self._capacity = max(self._most_remaining, known, rate, 1.0)
 
     def distrust(self, newest: int) -> None:
         """The server refused what the mirror allowed: keep more back, and book the most from here on until it is disproved."""
@@ -213,9 +215,13 @@ class Mirror:
         is_refused: bool,
     ) -> None:
         """A request is over, and what its reply says of its cost and of limits; a refused one took nothing."""
+        if not self.buckets:
+            return
         amounts = _amounts(ticket.cost, usage, is_refused=is_refused)
         for name, bucket in list(self.buckets.items()):
-            bucket.end(ticket.number, amounts.get(name), ticket.left_at, now, limits.get(name))
+            limit = limits.get(name)
+            is_told = limit is not None and limit.limit > 0
+            bucket.end(ticket.number, amounts.get(name), ticket.left_at, now, limit if is_told else None)
             if bucket.is_silent:
                 del self.buckets[name]
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from potstill.llm.pacing.caps import Turn
+
 
 class Cost(NamedTuple):
     """What a request may cost: an estimate, known before it leaves."""
@@ -19,5 +21,5 @@ class Ticket:
     """In the order of leaving, from 0."""
     cost: Cost
     left_at: float
-    cap_seconds: float = 0.0
-    """The share of time that the caps book for it."""
+    turn: Turn | None = None
+    """What the caps booked for it."""
