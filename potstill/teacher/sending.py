@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal
 
 from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, TransientTeacherError
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Purpose, Settlement, Status
 from potstill.ledger.grouping import GroupedLedger
+from potstill.llm.breaker import Breaker
 from potstill.llm.client import Attempt, ChatClient
-from potstill.llm.limiter import Limiter
-from potstill.llm.messages import Reply
+from potstill.llm.limiter import Cost, Limiter, Ticket
+from potstill.llm.messages import ChatRequest, Reply, shared_prefix
+from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
 from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step
@@ -19,7 +21,7 @@ from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.stopping import Stop
 
 BYTES_A_TOKEN = 4
-RATE_LIMIT_PAUSE_SECONDS = 1.0
+NO_LIMITS: Mapping[LimitName, Limit] = {}
 LONGEST_WAIT_SECONDS = 300.0
 """A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
 ROOM_SECONDS = 1.0
@@ -47,6 +49,8 @@ class Sender:
         self._stop = stop
         self._purpose: Purpose = purpose
         self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, sleep=stop.sleep)
+        self._breaker = Breaker()
+        self._prefixes: set[str] = set()
         self._settled = asyncio.Event()
         self.has_replied = False
         """Whether the endpoint has sent an HTTP 200: what it says of a prompt is then the prompt's fault."""
@@ -57,18 +61,24 @@ class Sender:
         Errors: `UnansweredError` where another attempt may help, `RefusedError` where none would; what ends the run.
         """
         self._stop.check()
-        body = self._client.encode(answer.request)
-        await self._limiter.wait(len(body) // BYTES_A_TOKEN + answer.request.max_tokens)
+        body = self._encode(answer.request)
+        ticket = await self._limiter.acquire(Cost(len(body) // BYTES_A_TOKEN, answer.request.max_tokens))
         plan = self._attempt_plan(answer, len(body))
-        admission = await self._reserve(plan)
+        try:
+            admission = await self._reserve(plan)
+        except BaseException:
+            self._limiter.release(ticket)
+            raise
         if admission.attempt_id is None:
-            return self._not_sent(admission, answer)
+            self._limiter.release(ticket)
+            return await self._not_sent(admission, answer)
         started = time.monotonic()
         attempt: Attempt | None = None
         try:
             attempt = await self._client.ask(body)
             self.has_replied = self.has_replied or attempt.http_status == 200
         finally:
+            self._learn(ticket, attempt)
             settlement = self._settlement(admission.attempt_id, plan, attempt, time.monotonic() - started)
             if attempt is None:  # cancelled: nobody is there to wait
                 self._ledger.post(settlement)
@@ -80,6 +90,28 @@ class Sender:
         on_step(Step(1, int(settlement.status == "answered"), cost_usd=settlement.cost_usd))
         self._judge(attempt)
         return "answered"
+
+    def _encode(self, request: ChatRequest) -> bytes:
+        """The body; from the second request on that begins with the same long text, the provider is to keep it."""
+        prefix = shared_prefix(request) if self._plan.teacher.prompt_caching else None
+        is_known = prefix in self._prefixes
+        if prefix is not None:
+            self._prefixes.add(prefix)
+        return self._client.encode(request, cache_prefix=is_known)
+
+    def _learn(self, ticket: Ticket, attempt: Attempt | None) -> None:
+        """Tell the pace, and whoever watches over the endpoint, how a request ended."""
+        failure = attempt.outcome if attempt and isinstance(attempt.outcome, Failure) else None
+        usage = attempt.outcome.usage if attempt else None
+        self._limiter.settle(
+            ticket,
+            limits=attempt.limits if attempt else NO_LIMITS,
+            usage=None if usage is None else (usage.input, usage.output),
+            is_rate_limited=failure is not None and failure.cause == "rate_limit",
+            retry_after_seconds=failure.retry_after_seconds if failure else None,
+        )
+        if attempt is not None and (failure is None or failure.cause in {"transient", "request"}):
+            self._breaker.record(failure is None or failure.cause == "request")
 
     def _attempt_plan(self, answer: PlannedAnswer, num_bytes: int) -> AttemptPlan:
         return AttemptPlan(
@@ -120,9 +152,9 @@ class Sender:
     def _stop_at_the_cap(self, plan: AttemptPlan) -> None:
         self._stop.because(BudgetReachedError(describe_cap(self._plan, self._ledger.ledger, plan, self._caps)))
 
-    def _not_sent(self, admission: Admission, answer: PlannedAnswer) -> Sent:
+    async def _not_sent(self, admission: Admission, answer: PlannedAnswer) -> Sent:
         if admission.why_not == "refused":
-            known = self._ledger.ledger.costs([answer.key])
+            known = await self._ledger.run(self._ledger.ledger.costs, [answer.key])
             raise RefusedError(known[answer.key].last_error or "refused")
         return "claimed" if admission.why_not == "claimed" else "found"
 
@@ -160,8 +192,10 @@ class Sender:
         elif (failure.retry_after_seconds or 0) > LONGEST_WAIT_SECONDS:
             wait = f"it asks to wait {failure.retry_after_seconds:.0f} s"
             self._stop.because(TransientTeacherError(f"{said}; {wait}: run the same again then"))
-        elif failure.cause == "rate_limit":
-            self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
+        elif self._breaker.is_open:
+            self._stop.because(
+                TransientTeacherError(f"{said}; {self._breaker.reason()}: run the same again when it is up")
+            )
         self._stop.check()
         raise UnansweredError(failure.message, failure.retry_after_seconds)
 
