@@ -82,8 +82,8 @@ class Congestion:
     """A slow start by successes, then additive increase about the rate that broke last, and one decrease a wave of refusals.
 
     CUBIC's memory (RFC 9438) on a rate; the rate of a policed wave is what was accepted of it, as BBR takes it from
-    intervals with a fifth of loss (draft-cardwell-iccrg-bbr-congestion-control-00, long-term bandwidth). A server that
-    refuses some requests by chance is not slowed down: beside a chance refusal few are refused, and a lower pace does not help.
+    intervals with a fifth of loss (Linux, net/ipv4/tcp_bbr.c, long-term bandwidth sampling). A server that refuses some
+    requests by chance is not slowed down: beside a chance refusal few are refused, and a lower pace does not help.
 
     Args:
         is_open: hold nothing back until something is refused.
