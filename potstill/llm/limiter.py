@@ -67,7 +67,7 @@ class Limiter:
                     return self._leave(cost, amounts, came_at, now)
                 await self._sleep(min(delay, LONGEST_NAP_SECONDS) if amounts else delay)
 
-    def _leave(self, cost: Cost, amounts: Mapping[str, Amounts], came_at: float, now: float) -> Ticket:
+    def _leave(self, cost: Cost, amounts: Mapping[LimitName, Amounts], came_at: float, now: float) -> Ticket:
         ticket = Ticket(self._number, cost, now)
         self._number += 1
         self._in_flight[ticket.number] = ticket

@@ -196,12 +196,12 @@ class Mirror:
     """The buckets by the name of their limit; none until a reply names one."""
 
     def __init__(self) -> None:
-        self.buckets: dict[str, Bucket] = {}
+        self.buckets: dict[LimitName, Bucket] = {}
 
-    def delay(self, now: float, amounts: Mapping[str, Amounts]) -> float:
+    def delay(self, now: float, amounts: Mapping[LimitName, Amounts]) -> float:
         return max((bucket.delay(now, amounts[name]) for name, bucket in self.buckets.items()), default=0.0)
 
-    def book(self, number: int, now: float, amounts: Mapping[str, Amounts]) -> None:
+    def book(self, number: int, now: float, amounts: Mapping[LimitName, Amounts]) -> None:
         for name, bucket in self.buckets.items():
             bucket.book(number, now, amounts[name])
 
@@ -230,7 +230,7 @@ class Mirror:
         ticket: Ticket,
         now: float,
         limits: Mapping[LimitName, Limit],
-        later: Sequence[tuple[int, Mapping[str, Amounts]]],
+        later: Sequence[tuple[int, Mapping[LimitName, Amounts]]],
     ) -> None:
         """Mirror the limits that are heard of for the first time, and book what left `later` than this request."""
         for name, limit in limits.items():
@@ -240,12 +240,14 @@ class Mirror:
                 for number, amounts in later:
                     bucket.book(number, now, amounts[name])
 
-    def explain(self, limits: Mapping[LimitName, Limit], amounts: Mapping[str, Amounts], newest: int) -> float | None:
+    def explain(
+        self, limits: Mapping[LimitName, Limit], amounts: Mapping[LimitName, Amounts], newest: int
+    ) -> float | None:
         """Seconds until the bucket holds enough that a refused request found empty; None where none was empty.
 
         The mirror keeps more back in that bucket from here on.
         """
-        empty = [
+        empty: list[LimitName] = [
             name for name, limit in limits.items() if name in self.buckets and limit.remaining < amounts[name].most
         ]
         for name in empty:
@@ -253,7 +255,7 @@ class Mirror:
         return max((self.buckets[name].refill_seconds(amounts[name].most) for name in empty), default=None)
 
 
-def _amounts(cost: Cost, usage: tuple[int, int] | None, *, is_refused: bool) -> dict[str, Amounts]:
+def _amounts(cost: Cost, usage: tuple[int, int] | None, *, is_refused: bool) -> dict[LimitName, Amounts]:
     if is_refused:
         return dict.fromkeys(("requests", "tokens", "input_tokens", "output_tokens"), Amounts(0, 0))
     if usage is None:

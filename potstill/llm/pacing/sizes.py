@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from potstill.llm.pacing.ticket import Cost
+from potstill.llm.providers.base import LimitName
 
 MEMORY = 200
 """So many replies weigh in a running mean: a run that moves from short prompts to long ones is followed."""
@@ -40,7 +41,7 @@ class Sizes:
             ratio = min(max(input_tokens / cost.prompt_tokens, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
             self._correction += weight * (ratio - self._correction)
 
-    def amounts(self, cost: Cost) -> dict[str, Amounts]:
+    def amounts(self, cost: Cost) -> dict[LimitName, Amounts]:
         """By the name of a `Limit`."""
         prompt, completion = self.prompt(cost), self.completion(cost)
         return {
