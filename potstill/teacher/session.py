@@ -16,6 +16,7 @@ from potstill.ledger.entries import NO_CAPS, Purpose
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.owners import RENEW_SECONDS
 from potstill.llm.client import ChatClient
+from potstill.llm.keys import LoadBlock
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
 from potstill.teacher.outcome import BatchReport, Step
@@ -31,6 +32,7 @@ class TeacherSession:
         caps: what may be spent by the plan's run over all its resumptions, and by its recipe in this month.
         policy: when one request is asked again.
         purpose: what the ledger calls its attempts.
+        load_block: reads the secret block that holds the key, where the teacher names one.
 
     Errors: those of `Asker.answer`, and `NotAuthorisedError` at once for a key that is missing or another host's.
     """
@@ -42,6 +44,7 @@ class TeacherSession:
         caps: Caps = NO_CAPS,
         policy: RetryPolicy | None = None,
         purpose: Purpose = "teach",
+        load_block: LoadBlock | None = None,
     ) -> None:
         teacher = plan.teacher
         self._plan = plan
@@ -49,6 +52,8 @@ class TeacherSession:
             teacher.provider,
             teacher.base_url,
             api_key_env=teacher.api_key_env,
+            api_key_block=teacher.api_key_block,
+            load_block=load_block,
             headers=teacher.headers,
             api_version=teacher.api_version,
             concurrency=teacher.concurrency,
