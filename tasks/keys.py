@@ -11,11 +11,13 @@ def load_block(name: str) -> str:
     Errors: `NotAuthorisedError` where there is no such block, or where it holds something else than text.
     """
     try:
-        value = Secret.load(name).get()
+        block = Secret.load(name)
     except ValueError:
         raise NotAuthorisedError(
             f"there is no Secret block {name} on this Prefect server: make it under Blocks in the UI"
         ) from None
+    assert isinstance(block, Secret)
+    value = block.get()
     if not isinstance(value, str):
         raise NotAuthorisedError(f"Secret block {name} holds a {type(value).__name__}: save the key as text")
     return value

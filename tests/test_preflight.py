@@ -78,5 +78,5 @@ def test_the_command_line_leaves_the_block_to_the_flow_and_checks_its_host(
 ) -> None:
     check(named_block)
     monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:another-key=api.openai.com")
-    with pytest.raises(NotAuthorisedError, match="block:teacher-key does not go to api.openai.com"):
+    with pytest.raises(NotAuthorisedError, match=r"block:teacher-key does not go to api\.openai\.com"):
         check(named_block)

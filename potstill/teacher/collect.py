@@ -14,6 +14,7 @@ from potstill.fingerprint import fingerprint
 from potstill.ledger import KeyCost, Ledger
 from potstill.ledger.entries import Answer
 from potstill.ledger.spend import Spend
+from potstill.llm.terms import state_terms
 from potstill.recipe import Task
 from potstill.records import Completion, Row, Usage, write_parquet
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
@@ -73,6 +74,7 @@ def collect(
         lambda directory: _write(plan, ledger, directory),
         inputs=inputs,
         recipe_fingerprint=recipe_fingerprint,
+        teacher_terms=(state_terms(plan.teacher),),
     )
 
 

@@ -11,7 +11,7 @@ from potstill.llm.client import ChatClient
 from potstill.llm.echoes import MASK, KeyMask
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure
-from tests.fake_teacher import Fault, FakeTeacher
+from tests.fake_teacher import FakeTeacher, Fault
 
 KEY = "sk-canary/Qz+7_=longer<than>most"
 IN_URL = quote(KEY, safe="")

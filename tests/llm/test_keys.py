@@ -131,13 +131,13 @@ def test_a_block_goes_to_the_host_that_is_named_for_it(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("hosts", ["", "mine=llm.example", "block:mine=other.example", "block:other=llm.example"])
 def test_a_block_that_is_not_named_for_a_host_is_not_even_read(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
     monkeypatch.setenv("POTSTILL_KEY_HOSTS", hosts)
-    with pytest.raises(NotAuthorisedError, match="POTSTILL_KEY_HOSTS=block:mine=llm.example"):
+    with pytest.raises(NotAuthorisedError, match=r"POTSTILL_KEY_HOSTS=block:mine=llm\.example"):
         find_block_key("mine", HOST, must_not_read)
 
 
 def test_a_block_does_not_go_to_this_machine_by_itself() -> None:
     """A recipe by webhook could name any block, and any port here."""
-    with pytest.raises(NotAuthorisedError, match="block:mine does not go to 127.0.0.1: it is bound to no host"):
+    with pytest.raises(NotAuthorisedError, match=r"block:mine does not go to 127\.0\.0\.1: it is bound to no host"):
         find_block_key("mine", "http://127.0.0.1:8000/v1", must_not_read)
 
 
@@ -149,7 +149,7 @@ def test_a_block_never_leaves_this_machine_in_plain_text(monkeypatch: pytest.Mon
 
 def test_a_pair_for_a_block_is_none_for_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:MY_KEY=llm.example")
-    with pytest.raises(NotAuthorisedError, match="MY_KEY does not go to llm.example"):
+    with pytest.raises(NotAuthorisedError, match=r"MY_KEY does not go to llm\.example"):
         find_key("MY_KEY", HOST)
 
 
