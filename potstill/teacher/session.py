@@ -6,7 +6,7 @@ Any number of threads may hand it batches at once.
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -23,6 +23,9 @@ from potstill.teacher.outcome import BatchReport, Step
 from potstill.teacher.plan import TeachPlan
 
 T = TypeVar("T")
+
+LOOK_SECONDS = 2.0
+"""How often somebody who waits for answers may say how far they are."""
 
 
 class TeacherSession:
@@ -78,14 +81,22 @@ class TeacherSession:
         self._thread.join()
         self._loop.close()
 
-    def answer(self, rows: range | None = None, on_step: Callable[[Step], None] | None = None) -> BatchReport:
+    def answer(
+        self,
+        rows: range | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        on_wait: Callable[[], None] | None = None,
+    ) -> BatchReport:
         """Ask for what the ledger does not hold of these rows, all where none are named, and wait.
 
-        An interrupted caller stops its requests.
+        `on_step` is told of each step in the session's thread, and must be quick; `on_wait` is called in the caller's,
+        every two seconds. An interrupted caller stops its requests.
         """
         wanted = range(len(self._plan.rows)) if rows is None else rows
         future = self._submit(self._asker.answer(wanted, on_step or (lambda _: None)))
         try:
+            while on_wait is not None and not wait([future], LOOK_SECONDS).done:
+                on_wait()
             return future.result()
         except BaseException:
             future.cancel()
