@@ -63,6 +63,7 @@ class _Teaching:
         self.rows = rows
         self.ledger = Ledger(request.ledger)
         self.done = Step()
+        self.said = ""
 
     def run(self) -> int:
         try:
@@ -107,7 +108,19 @@ class _Teaching:
                 shown = f"{self.done.cost_usd:.4f} USD"
                 advance(self.done.found + self.done.answered, shown, before=self.done.found)
 
-            return session.answer(on_step=on_step)
+            if self.plan.teacher.mode == "online":
+                session.collect_batches(self._tell)
+                return session.answer(on_step=on_step)
+            report = session.answer_in_batches(on_step, self._tell)
+            if report.unanswered and self.plan.teacher.stragglers_online:
+                return session.answer(on_step=on_step)
+            return report
+
+    def _tell(self, said: str) -> None:
+        """A line about a batch; the same is not said twice."""
+        if said != self.said:
+            self.said = said
+            print(said, file=sys.stderr, flush=True)
 
     def _collect(self) -> CompletionsSummary:
         store = open_store()

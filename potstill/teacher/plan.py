@@ -113,6 +113,13 @@ def open_batches(plan: TeachPlan, ledger: Ledger) -> list[int]:
     return found
 
 
+def has_open_batches(plan: TeachPlan, ledger: Ledger) -> bool:
+    """Whether the provider works at a batch of this ledger's, which may hold some of these answers."""
+    provider = PROVIDERS[plan.teacher.provider]
+    base_url = (plan.teacher.base_url or provider.default_base_url or "").rstrip("/")
+    return bool(ledger.open_batches(provider.name, base_url))
+
+
 def upper_bound_usd(plan: TeachPlan) -> Decimal:
     """What asking everything once cannot exceed, in USD."""
     provider = PROVIDERS[plan.teacher.provider]
