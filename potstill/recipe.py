@@ -18,7 +18,9 @@ Usd = Annotated[
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """A model takes some of these; it refuses the others itself."""
-SECRET_HEADER = re.compile(r"authorization|api-?key|subscription-key|cookie|secret|(auth|access|security)-token", re.IGNORECASE)
+SECRET_HEADER = re.compile(
+    r"authorization|api-?key|subscription-key|cookie|secret|(auth|access|security)-token", re.IGNORECASE
+)
 
 
 class Part(BaseModel):

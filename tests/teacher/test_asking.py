@@ -222,7 +222,7 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run_and_says_so(teacher: 
     [
         (UNAUTHORISED, NotAuthorisedError, "key is not accepted"),
         (FORBIDDEN, NotAuthorisedError, "permission"),
-        (QUOTA, NotAuthorisedError, "quota"),
+        (QUOTA, NotAuthorisedError, "quota.*add credit or raise the limit"),
         (NOT_FOUND, PermanentTeacherError, "model's name"),
         (redirect("http://127.0.0.1:9/v1"), PermanentTeacherError, "redirect"),
     ],
