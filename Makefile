@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit drill bench check format clean help
+.PHONY: setup demo test test-unit drill bench bench-teacher check format clean help
 
 help:
 	@echo "make demo       the main job on real input: log → teacher → student → gate → served answer"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-unit  the unit tier, under a minute"
 	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place"
 	@echo "make bench      Potstill beside its peers, as ratios; results in bench/results"
+	@echo "make bench-teacher  the teacher stage beside curator and the OpenAI SDK, in environments that it makes"
 	@echo "make check      format, lint, types"
 	@echo "make clean      remove the environment; .potstill, with answers that were paid for and releases, stays"
 
@@ -42,6 +43,9 @@ drill: setup
 
 bench: setup
 	$(BIN)/python -m bench
+
+bench-teacher: setup
+	$(BIN)/python -m bench teacher
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,24 +1,31 @@
 """`python -m bench [NAME …] [--repeats N]`, from the root of the repository: runs benchmarks and keeps their results."""
 
 from pathlib import Path
-from typing import Literal
 
 import cyclopts
 from rich.console import Console
 from rich.table import Table
 
-from bench import startup, teach_throughput, training_step
-from bench.measuring import Result, Sample, Spread, run
+from bench import startup, teacher, training_step
+from bench.fast_teacher import load
+from bench.measuring import Benchmark, Result, Sample, Spread, run
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in (startup, teach_throughput, training_step)}
+ALWAYS = {module.BENCHMARK.name: [module.BENCHMARK] for module in (startup, training_step)}
+WHEN_NAMED = {
+    "teacher": [teacher.AT_ONCE, teacher.IN_200_MS, teacher.SIZES, teacher.IN_A_FLOW],
+    "fast_teacher": [load.BENCHMARK],
+}
+"""Run when they are asked for only: long, or about the bench itself."""
+BENCHMARKS: dict[str, list[Benchmark]] = ALWAYS | WHEN_NAMED
+BY_NAME = {benchmark.name: [benchmark] for benchmarks in BENCHMARKS.values() for benchmark in benchmarks} | BENCHMARKS
 
 
-def main(*names: Literal["startup", "teach_throughput", "training_step"], repeats: int | None = None) -> None:
+def main(*names: str, repeats: int | None = None) -> None:
     """Measure Potstill beside its peers.
 
     Args:
-        names: benchmarks to run; all where none is named.
+        names: benchmarks to run; where none is named, the short ones. `teacher` stands for all that begin with it.
         repeats: samples of each contender, in place of the benchmark's own number.
     """
     console = Console()
@@ -29,11 +36,12 @@ def main(*names: Literal["startup", "teach_throughput", "training_step"], repeat
             f"{sample.contender}, repeat {sample.repeat + 1}: {values}", style="dim", highlight=False, soft_wrap=True
         )
 
-    for name in names or BENCHMARKS:
-        benchmark = BENCHMARKS[name]
+    if unknown := set(names) - set(BY_NAME):
+        raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BY_NAME)}")
+    for benchmark in (one for name in names or ALWAYS for one in BY_NAME[name]):
         result = run(benchmark, repeats or benchmark.repeats, tell)
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(result.model_dump_json(indent=2) + "\n")
+        (RESULTS / f"{benchmark.name}.json").write_text(result.model_dump_json(indent=2) + "\n")
         _show(console, result)
 
 
@@ -48,6 +56,8 @@ def _show(console: Console, result: Result) -> None:
     for ratio in result.ratios:
         table.add_row(_words(ratio.metric), f"{ratio.of} ÷ {ratio.to}", *_cells(ratio.spread), style="bold")
     console.print(table)
+    for contender, why in result.skipped.items():
+        console.print(f"{contender} was left out: {why}", style="yellow", highlight=False, soft_wrap=True)
     checked = ", ".join(f"{_words(name)} {value}" for name, value in result.checked.items())
     console.print(f"Other processes kept {result.other_cores} cores busy. {checked}", highlight=False)
 

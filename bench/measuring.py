@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,6 +17,10 @@ from bench.machine import describe_machine, other_cpu_seconds
 from potstill.errors import SubprocessError
 from potstill.records import Row
 from potstill.subprocesses import ENVIRONMENT
+
+ROOT = Path(__file__).parents[1]
+CHILD_ENVIRONMENT = {**ENVIRONMENT, "PYTHONSAFEPATH": ""}
+"""That of Potstill's own children, but the code in the current directory is what is measured: children run in `ROOT`."""
 
 
 class Taken(NamedTuple):
@@ -65,6 +70,8 @@ class Benchmark(NamedTuple):
     repeats: int
     open: Callable[[], AbstractContextManager[Callable[[str], Taken]]]
     """Sets up what the contenders share, and yields what takes one sample of a contender."""
+    prepare: Callable[[str], str | None] = lambda _: None
+    """Makes a contender ready; returns why it cannot take part, or None where it can."""
     check: Callable[[Sequence[Sample]], dict[str, Any]] = lambda _: {}
     """What the evidence shows. Errors: `ValueError` where the contenders did not do the same work."""
 
@@ -82,6 +89,8 @@ class Result(Row):
     ratios: list[Ratio]
     contenders: dict[str, dict[str, Spread]]
     """By contender and metric."""
+    skipped: dict[str, str]
+    """Contenders that could not take part, and why."""
     checked: dict[str, Any]
     samples: list[Sample]
 
@@ -91,11 +100,13 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
 
     Errors: `SubprocessError` where a contender fails, `ValueError` where they did not do the same work.
     """
+    skipped = {name: why for name in benchmark.contenders if (why := benchmark.prepare(name))}
+    contenders = [name for name in benchmark.contenders if name not in skipped]
     samples: list[Sample] = []
     with benchmark.open() as take:
         started, others = time.monotonic(), other_cpu_seconds()
         for repeat in range(repeats):
-            for contender in benchmark.contenders:
+            for contender in contenders:
                 load = round(os.getloadavg()[0], 2)
                 values, evidence = take(contender)
                 samples.append(
@@ -129,9 +140,11 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
                 spread=_spread(x / y for x, y in zip(of(a, metric), of(b, metric), strict=True)),
             )
             for a, b in benchmark.comparisons
+            if a in contenders and b in contenders
             for metric in metrics
         ],
-        contenders={name: {metric: _spread(of(name, metric)) for metric in metrics} for name in benchmark.contenders},
+        contenders={name: {metric: _spread(of(name, metric)) for metric in metrics} for name in contenders},
+        skipped=skipped,
         checked=benchmark.check(samples),
         samples=samples,
     )
@@ -139,8 +152,9 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
 
 def take_in_child(module: str, *arguments: str) -> Taken:
     """Run a module in a fresh process, with the environment of Potstill's children; its last line is a `Taken` as JSON."""
-    env = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, env=env, check=False)
+    env = {**os.environ, **CHILD_ENVIRONMENT}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=env, check=False)
     if done.returncode != 0:
         raise SubprocessError(f"{module} {arguments[0]} failed: {done.stderr.decode(errors='replace')[-2000:]}")
     return Taken(**orjson.loads(done.stdout.splitlines()[-1]))

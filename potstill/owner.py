@@ -18,9 +18,13 @@ class Owner(Row):
     started_at: float
     """Seconds since the epoch."""
 
+    def is_on_this_machine(self) -> bool:
+        """Whether this machine can tell if it lives."""
+        return self.host == socket.gethostname()
+
     def is_dead(self) -> bool:
         """True only where this machine can tell: the process, or the boot that it ran in, is over."""
-        if self.host != socket.gethostname():
+        if not self.is_on_this_machine():
             return False
         if self.boot_id != _boot_id():
             return True

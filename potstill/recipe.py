@@ -130,6 +130,7 @@ class Budget(Part):
     """What may be spent."""
 
     run_usd: Usd | None = Field(default=None, description="Cap of one run and its resumptions, in USD.")
+    month_usd: Usd | None = Field(default=None, description="Cap of all runs of this recipe in a UTC month, in USD.")
 
 
 class Student(Part):

@@ -1,7 +1,6 @@
 """Teaching: PromptSet → Completions, in batches that show progress, retries and cost."""
 
 from prefect import task, unmapped
-from prefect.artifacts import create_table_artifact
 from prefect.exceptions import ExternalSignal
 from prefect.futures import wait
 from prefect.logging import get_run_logger
@@ -13,14 +12,15 @@ from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
 from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import batch_key, open_batches, split_batches
-from potstill.teacher.sharing import plan_of, shared_session, stop_sessions
+from potstill.teacher.sharing import caps_of, plan_of, shared_session, stop_sessions
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
+from tasks.spending import EVERY_SECONDS, show_spend
 
 
 def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """Every prompt answered once. A re-run pays only for what is missing."""
-    plan = plan_of(recipe, prompts)
-    asking = open_batches(plan, Ledger()) if open_store().lookup(_collect_key(recipe, prompts)) is None else []
+    plan, ledger = plan_of(recipe, prompts), Ledger()
+    asking = open_batches(plan, ledger) if open_store().lookup(_collect_key(recipe, prompts)) is None else []
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
     batches = [
@@ -28,16 +28,20 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
         *teach_batch.with_options(refresh_cache=True).map(index=asking, **what),  # the ledger knows better than a cache
     ]
     try:
-        for batch in wait(batches).done:
+        while wait(batches, timeout=EVERY_SECONDS).not_done:
+            show_spend(plan, ledger, caps_of(recipe))
+        for batch in batches:
             batch.result()
     except (KeyboardInterrupt, ExternalSignal):
         stop_sessions()
         raise
+    show_spend(plan, ledger, caps_of(recipe))
     return collect_completions(recipe, prompts)
 
 
 def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:
-    return batch_key(split_batches(plan_of(recipe, prompts))[index], Ledger().id)
+    plan = plan_of(recipe, prompts)
+    return batch_key(plan, split_batches(plan)[index], Ledger().id)
 
 
 @task(
@@ -51,7 +55,7 @@ def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:
 def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport:
     """One batch answered; what the ledger holds is not asked again."""
     batch = split_batches(plan := plan_of(recipe, prompts))[index]
-    with shared_session(plan, Ledger(), recipe.budget.run_usd) as session:
+    with shared_session(plan, Ledger(), caps_of(recipe)) as session:
         report = session.answer(batch)
     get_run_logger().info(
         "%d of %d answers stood in the ledger, %d asked for in %d attempts for %s USD, %d refused",
@@ -70,11 +74,4 @@ def _collect_key(recipe: Recipe, prompts: ArtifactRef) -> StageKey:
 def collect_completions(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """The answers of all batches as one artefact, quarantined ones marked."""
     plan, store = plan_of(recipe, prompts), open_store()
-    completions = stage.collect(plan, Ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)
-    summary = stage.read_summary(store.path(completions))
-    create_table_artifact(
-        [{"model": recipe.teacher.model, **summary.model_dump(mode="json", exclude={"reasons"})}],
-        key="spend",
-        description="What the teacher's answers cost",
-    )
-    return completions
+    return stage.collect(plan, Ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)

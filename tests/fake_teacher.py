@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from potstill.recipe import Price, Teacher
 from potstill.records import Prompt
-from potstill.teacher.plan import InputRow
+from potstill.teacher.rows import InputRow
 
 PRICE = Price(input_per_million=Decimal("2.5"), output_per_million=Decimal(10))
 MARK = re.compile(r"#\d+")

@@ -19,9 +19,12 @@ AsJson = Annotated[
 
 
 class Advance(Protocol):
-    """Tells how far a piece of work is; `note` is what is shown beside the bar, `total` what only the work knows."""
+    """Tells how far a piece of work is.
 
-    def __call__(self, done: int, /, note: str = "", total: int | None = None) -> None: ...
+    `note` is what is shown beside the bar, `total` what only the work knows, `before` how much of it was done earlier.
+    """
+
+    def __call__(self, done: int, /, note: str = "", total: int | None = None, before: int = 0) -> None: ...
 
 
 def say(summary: Mapping[str, Any], *, as_json: bool) -> None:
@@ -46,13 +49,10 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator[Advance]:
-    """A Rich bar with throughput and ETA on a terminal, a plain line now and then elsewhere; both on standard error.
-
-    What was `done` before does not count as this run's throughput.
-    """
+def progress(label: str, total: int | None = None) -> Iterator[Advance]:
+    """A Rich bar with throughput and ETA on a terminal, a plain line now and then elsewhere; both on standard error."""
     if not sys.stderr.isatty():
-        yield _plain(label, total, done)
+        yield _plain(label, total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -61,20 +61,20 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
     more = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     started = time.monotonic()
     with Progress(*columns, *more, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, completed=done, note="", rate="")
+        task = bar.add_task(label, total=total, note="", rate="")
 
-        def advance(now: int, /, note: str = "", total: int | None = None) -> None:
-            rate = f"{(now - done) / max(time.monotonic() - started, 0.001):.1f}/s"
-            bar.update(task, completed=now, note=note, rate=rate, total=total)
+        def advance(done: int, /, note: str = "", total: int | None = None, before: int = 0) -> None:
+            rate = f"{(done - before) / max(time.monotonic() - started, 0.001):.1f}/s"
+            bar.update(task, completed=done, note=note, rate=rate, total=total)
 
         yield advance
 
 
-def _plain(label: str, known_total: int | None, before: int) -> Advance:
+def _plain(label: str, known_total: int | None) -> Advance:
     started = time.monotonic()
     last = started
 
-    def advance(done: int, /, note: str = "", total: int | None = None) -> None:
+    def advance(done: int, /, note: str = "", total: int | None = None, before: int = 0) -> None:
         nonlocal last
         now = time.monotonic()
         total = known_total if total is None else total

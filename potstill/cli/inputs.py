@@ -1,7 +1,6 @@
 """What commands read: prompt sets, chat files, completions."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -10,12 +9,10 @@ import orjson
 from pydantic import ValidationError
 
 from potstill.artifacts import MANIFEST, ArtifactRef, load_artifact
-from potstill.curation.curate import quarantined_line, redact_prompt
-from potstill.curation.identity import prompt_id
-from potstill.curation.readers import read_lines
+from potstill.cli.chat_rows import ChatRows
 from potstill.errors import DataError
-from potstill.records import Completion, Prompt, QuarantinedLine, Row, TaskKind, read_parquet
-from potstill.teacher.plan import InputRow, prompt_set_rows
+from potstill.records import Completion, Prompt, QuarantinedLine, Row, read_parquet
+from potstill.teacher.rows import InputRow, StoredRows
 
 R = TypeVar("R", bound=Row)
 
@@ -27,41 +24,28 @@ class InputRows(NamedTuple):
     """The prompt set that the rows come from; None for a chat file."""
 
 
-def read_rows(path: Path, *, redact: bool = True, kind: TaskKind = "classification") -> InputRows:
-    """The prompts of a PromptSet directory, or of chat JSONL; there every prompt counts as one of the test split.
+def read_rows(path: Path) -> InputRows:
+    """The prompts of a PromptSet directory, or of chat JSONL, redacted; there every prompt counts as one of the test split.
+
+    Errors: `DataError` where there is no prompt.
+    """
+    rows = open_rows(path)
+    listed = list(rows.read(0, len(rows)))
+    if isinstance(rows, ChatRows):
+        return InputRows(listed, rows.quarantined(), None)
+    return InputRows(listed, [], load_artifact(path, "PromptSet"))
+
+
+def open_rows(path: Path, *, redact: bool = True) -> ChatRows | StoredRows:
+    """The rows of a PromptSet directory, or of chat JSONL, read where they are needed.
 
     Errors: `DataError` where there is no prompt.
     """
     if (path / MANIFEST).is_file():
-        source = load_artifact(path, "PromptSet")
-        return InputRows(prompt_set_rows(read_parquet(path / "prompts.parquet", Prompt)), [], source)
+        return StoredRows(path, load_artifact(path, "PromptSet"))
     if not path.is_file():
         raise DataError(f"{path}: neither a PromptSet directory (written by `potstill curate`) nor a chat JSONL file")
-    rows: list[InputRow] = []
-    quarantined: list[QuarantinedLine] = []
-    for line in read_lines(path):
-        if line.prompt is None:
-            quarantined.append(quarantined_line(path, line))
-            continue
-        raw = redact_prompt(line.prompt, Counter()) if redact else line.prompt
-        identity = prompt_id(raw.messages, raw.tools)
-        prompt = Prompt(
-            prompt_id=identity,
-            messages=raw.messages,
-            tools=raw.tools,
-            task_kind=kind,
-            workload=raw.workload,
-            group_id=identity,
-            split="test",
-            source=f"{path}:{line.number}",
-            row_id=raw.row_id,
-            reference=raw.reference,
-        )
-        rows.append(InputRow(raw.row_id or identity, prompt))
-    if not rows:
-        first = f"; first reason: line {quarantined[0].line}: {quarantined[0].reason}" if quarantined else ""
-        raise DataError(f"{path}: no prompt in it{first}")
-    return InputRows(rows, quarantined, None)
+    return ChatRows(path, redact=redact)
 
 
 def tell_unread(rows: InputRows) -> None:

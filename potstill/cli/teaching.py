@@ -2,15 +2,14 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
 from potstill.artifacts import open_store
+from potstill.cli.chat_rows import ChatRows
 from potstill.cli.console import progress, say
-from potstill.cli.inputs import InputRows, read_rows
+from potstill.cli.inputs import open_rows
 from potstill.curation.curate import write_private
 from potstill.errors import (
     BudgetReachedError,
@@ -19,13 +18,14 @@ from potstill.errors import (
     TransientTeacherError,
     UsageError,
 )
-from potstill.ledger import Ledger
+from potstill.ledger import Caps, Ledger
 from potstill.llm.terms import check_terms
 from potstill.recipe import Task, Teacher
 from potstill.teacher import collect
+from potstill.teacher.collect import CompletionsSummary
 from potstill.teacher.outcome import BatchReport, Step
 from potstill.teacher.plan import TeachPlan, make_plan, upper_bound_usd
-from potstill.teacher.quality import quarantine_reason
+from potstill.teacher.rows import StoredRows
 from potstill.teacher.session import TeacherSession
 
 ASK_ABOVE_USD = Decimal(10)
@@ -49,21 +49,20 @@ class Request(NamedTuple):
 def run_teach(request: Request) -> int:
     """Teach and write; returns the exit code. Errors: those of the teacher's session, after the summary was printed."""
     check_terms(request.teacher)
-    rows = read_rows(request.prompts, redact=request.redact)
-    plan = make_plan(rows.rows, request.teacher, request.task)
+    rows = open_rows(request.prompts, redact=request.redact)
+    plan = make_plan(rows, request.teacher, request.task)
     if not request.assume_yes:
         _confirm(plan)
     return _Teaching(request, plan, rows).run()
 
 
 class _Teaching:
-    def __init__(self, request: Request, plan: TeachPlan, rows: InputRows) -> None:
+    def __init__(self, request: Request, plan: TeachPlan, rows: ChatRows | StoredRows) -> None:
         self.request = request
         self.plan = plan
         self.rows = rows
         self.ledger = Ledger(request.ledger)
-        self.attempts = 0
-        self.cost_usd = Decimal(0)
+        self.done = Step()
 
     def run(self) -> int:
         try:
@@ -85,61 +84,57 @@ class _Teaching:
             raise TransientTeacherError(
                 f"{report.unanswered} prompts have no answer yet (last: {report.last_error}): run the same again to ask only for them"
             )
-        store = open_store()
-        inputs = () if self.rows.source is None else (self.rows.source,)
-        ref = collect.collect(self.plan, self.ledger, store, inputs=inputs)
-        store.export(ref, self.request.out)
-        if reasons := collect.read_summary(store.path(ref)).reasons:
-            said = ", ".join(f"{count} × {reason}" for reason, count in Counter(reasons).most_common(3))
+        summary = self._collect()
+        if summary.reasons:
+            said = ", ".join(f"{count} × {reason}" for reason, count in Counter(summary.reasons).most_common(3))
             print(
                 f"answers that must not be trained on: {said}; see {self.request.out}/completions.jsonl",
                 file=sys.stderr,
             )
-        if self.rows.quarantined:
-            write_private(self.request.out / "quarantine.jsonl", self.rows.quarantined)
-            print(
-                f"lines that could not be read: {len(self.rows.quarantined)}, see {self.request.out}/quarantine.jsonl",
-                file=sys.stderr,
-            )
-        self._say("done")
+        self._keep_unread()
+        self._say("done", summary)
         return 0
 
     def _ask(self) -> BatchReport:
-        missing = self.ledger.find_missing(answer.key for answer in self.plan.answers)
+        caps = Caps(run_usd=self.request.budget_usd)
         with (
-            self._counting(len(self.plan.answers) - len(missing)) as on_step,
-            TeacherSession(self.plan, self.ledger, self.request.budget_usd) as session,
+            progress("teach", self.plan.num_answers) as advance,
+            TeacherSession(self.plan, self.ledger, caps) as session,
         ):
-            return session.answer(self.plan.answers, on_step)
-
-    @contextmanager
-    def _counting(self, have: int) -> Iterator[Callable[[Step], None]]:
-        done = have
-        with progress("teach", len(self.plan.answers), done=have) as advance:
 
             def on_step(step: Step) -> None:
-                nonlocal done
-                self.attempts += 1
-                self.cost_usd += step.cost_usd
-                done += step.is_answered
-                advance(done, f"{self.cost_usd:.4f} USD")
+                self.done = self.done.plus(step)
+                shown = f"{self.done.cost_usd:.4f} USD"
+                advance(self.done.found + self.done.answered, shown, before=self.done.found)
 
-            yield on_step
+            return session.answer(on_step=on_step)
 
-    def _say(self, status: str) -> None:
-        keys = [answer.key for answer in self.plan.answers]
-        costs = self.ledger.costs(keys).values()
-        answers = self.ledger.find_answers(keys)
-        usable = [answer for answer in answers.values() if quarantine_reason(answer.reply, self.plan.task) is None]
+    def _collect(self) -> CompletionsSummary:
+        store = open_store()
+        inputs = (self.rows.prompts,) if isinstance(self.rows, StoredRows) else ()
+        ref = collect.collect(self.plan, self.ledger, store, inputs=inputs)
+        store.export(ref, self.request.out)
+        return collect.read_summary(store.path(ref))
+
+    def _keep_unread(self) -> None:
+        unread = self.rows.quarantined() if isinstance(self.rows, ChatRows) else []
+        if unread:
+            write_private(self.request.out / "quarantine.jsonl", unread)
+            print(
+                f"lines that could not be read: {len(unread)}, see {self.request.out}/quarantine.jsonl", file=sys.stderr
+            )
+
+    def _say(self, status: str, summary: CompletionsSummary | None = None) -> None:
+        found = summary or collect.survey(self.plan, self.ledger)
         say(
             {
-                "prompts": len({row.prompt.prompt_id for row in self.plan.rows}),
-                "answered": len(usable),
-                "quarantined": len(answers) - len(usable) + sum(cost.refused for cost in costs),
-                "attempts": self.attempts,
-                "cost_usd": self.cost_usd,
-                "total_cost_usd": sum((cost.cost_usd for cost in costs), Decimal(0)),
-                "unknown_usd": sum((cost.unknown_usd for cost in costs), Decimal(0)),
+                "prompts": found.prompts,
+                "answered": found.answered,
+                "quarantined": found.quarantined,
+                "attempts": self.done.attempts,
+                "cost_usd": self.done.cost_usd,
+                "total_cost_usd": found.total_cost_usd,
+                "unknown_usd": found.unknown_usd,
                 "status": status,
             },
             as_json=self.request.as_json,
@@ -151,6 +146,6 @@ def _confirm(plan: TeachPlan) -> None:
     bound = upper_bound_usd(plan)
     if bound <= ASK_ABOVE_USD or not sys.stdin.isatty():
         return
-    answer = input(f"{len(plan.answers)} requests may cost up to {bound:.2f} USD. Go on? [y/N] ")
+    answer = input(f"{plan.num_answers} requests may cost up to {bound:.2f} USD. Go on? [y/N] ")
     if answer.strip().lower() not in {"y", "yes"}:
         raise UsageError("not confirmed: nothing was asked")

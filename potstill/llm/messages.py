@@ -40,10 +40,7 @@ class ChatRequest(Row):
         Address, key and pace of the endpoint are no part of it. A field that came later counts only where it is set:
         what was answered before it existed keeps its key.
         """
-        content = self.model_dump(mode="json")
-        for name in _ABSENT_FROM_OLD_KEYS:
-            if content[name] is None:
-                del content[name]
+        content = {name: value for name, value in self if value is not None or name not in _ABSENT_FROM_OLD_KEYS}
         return fingerprint({"request": content, "sample": sample_index})
 
 

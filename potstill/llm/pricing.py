@@ -31,6 +31,17 @@ class Rates(NamedTuple):
     cache_write: Decimal | None = None
     """Tokens that are put into the provider's prompt cache; None where they cost what others do."""
 
+    def snapshot(self) -> dict[str, str]:
+        """The rates and their source, as the ledger keeps them with every attempt."""
+        return {
+            "input_per_million": str(self.input),
+            "cached_input_per_million": str(self.cached_input),
+            "cache_write_per_million": str(self.input if self.cache_write is None else self.cache_write),
+            "output_per_million": str(self.output),
+            "request": str(self.request),
+            "source": self.source,
+        }
+
     def cost(self, usage: Usage) -> Decimal:
         """USD for one answer; tokens of reasoning are tokens of output."""
         if self.tiered is not None:

@@ -1,331 +1,231 @@
-"""Asks for answers, each until it stands in the ledger: reserve, send, settle, and ask again where that may help."""
+"""Asks for answers, each until it stands in the ledger: workers that draw prompts, send, and ask again where that may help."""
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from decimal import Decimal
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 
-from potstill.errors import (
-    BudgetReachedError,
-    NotAuthorisedError,
-    PermanentTeacherError,
-    PotstillError,
-    TransientTeacherError,
-)
-from potstill.ledger import AttemptPlan, Ledger, Status
-from potstill.llm.client import Attempt, ChatClient
-from potstill.llm.limiter import Limiter
-from potstill.llm.messages import Reply
+from potstill.errors import PermanentTeacherError, TransientTeacherError
+from potstill.ledger.entries import Caps, Purpose
+from potstill.ledger.grouping import GroupedLedger
+from potstill.ledger.spend import add_up
+from potstill.llm.client import ChatClient
 from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
-from potstill.teacher.outcome import BatchReport, Step
-from potstill.teacher.plan import PlannedAnswer, TeachPlan
+from potstill.teacher.outcome import BatchReport, RefusedError, Step, Tally
+from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
+from potstill.teacher.sending import Sender
+from potstill.teacher.stopping import Stop
 
-BYTES_A_TOKEN = 4
-RATE_LIMIT_PAUSE_SECONDS = 1.0
-LONGEST_WAIT_SECONDS = 300.0
-"""A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
 PROBES = 3
 """So many prompts may fail, one after the other, at an endpoint that does reply, before it counts as out of order."""
+WORKERS_A_SLOT = 2
+"""A request that waits to be asked again gives its slot to another one."""
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 1.0
+"""How often somebody who waits for another's answer looks for it."""
+SLOW_LOOK_SECONDS = 0.5
+"""Who has waited this long between two looks makes sure that the other one still lives."""
 
-
-class RefusedError(PermanentTeacherError):
-    """The provider rejects this one request; the others go on."""
-
-
-@dataclass(slots=True)
-class _Asking:
-    """One request under way, and how many batches wait for it."""
-
-    task: asyncio.Task[None]
-    waiting: int = 0
+OnStep = Callable[[Step], None]
 
 
 class Asker:
     """The asynchronous core of a session; everything in it runs on one event loop.
 
     Args:
-        budget_usd: the cap of the plan's run over all its resumptions; None for none.
+        caps: what may be spent by the plan's run, and by its recipe in this month.
     """
 
     def __init__(
-        self, plan: TeachPlan, ledger: Ledger, client: ChatClient, budget_usd: Decimal | None, policy: RetryPolicy
+        self,
+        plan: TeachPlan,
+        ledger: GroupedLedger,
+        client: ChatClient,
+        caps: Caps,
+        policy: RetryPolicy,
+        purpose: Purpose = "teach",
     ) -> None:
         self._plan = plan
         self._ledger = ledger
-        self._client = client
-        self._budget_usd = budget_usd
+        self._address = client.base_url
         self._policy = policy
-        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, sleep=self._sleep)
+        self._stop = Stop()
+        self._sender = Sender(plan, ledger, client, caps, self._stop, purpose)
         self._slots = asyncio.Semaphore(plan.teacher.concurrency)
-        self._settled = asyncio.Event()
-        self._in_flight = 0
         self._first = asyncio.Lock()
         self._is_reached = False
-        self._run = plan.run
-        self._has_replied = False
         self._failed_probes = 0
-        self._stopped_by: PotstillError | None = None
-        self._stopping = asyncio.Event()
-        self._asked: dict[str, _Asking] = {}
-        self._ended: dict[str, RefusedError | None] = {}
-        """What this session has got an answer or a refusal for."""
-        self._early: set[str] = set()
-        """Refused before the endpoint had answered anything: the fault may be the endpoint's."""
+        self._workers: set[asyncio.Task[None]] = set()
 
-    async def answer(self, batch: Sequence[PlannedAnswer], on_step: Callable[[Step], None]) -> BatchReport:
-        """Ask for what the ledger does not hold of a batch.
+    async def answer(self, rows: range, on_step: OnStep) -> BatchReport:
+        """Ask for what the ledger does not hold of these rows' answers.
 
         Errors: `NotAuthorisedError`, `BudgetReachedError`, `PermanentTeacherError` and, where the endpoint cannot be
         reached at all, `TransientTeacherError`; `PotstillError` where the ledger cannot be written. Each stops every
         batch; what was answered until then is kept.
         """
-        known = self._ledger.costs(answer.key for answer in batch)
-        have = self._ledger.find_answers(answer.key for answer in batch)
-        refused = {key for key, cost in known.items() if cost.refused and key not in have}
-        missing = [answer for answer in batch if answer.key not in have and answer.key not in refused]
-        self._has_replied = self._has_replied or bool(have)
-        steps: list[Step] = []
+        tally = Tally()
+        early: list[PlannedAnswer] = []
+        await self._ask_all(_Missing(self._plan, self._ledger, rows, tally, on_step), tally, early, on_step)
+        if early and self._sender.has_replied:  # it answers by now: what it says of these counts
+            await self._ask_all(_Listed(early), tally, [], on_step)
+        elif early:
+            self._stop_refusing(tally.last_error or "")
+            self._stop.check()
+        return tally.report()
 
-        def count(step: Step) -> None:
-            steps.append(step)
-            on_step(step)
-
-        errors = await self._ask_all(missing, count)
-        if early := [answer for answer in missing if answer.key in self._early] if self._has_replied else []:
-            for answer in early:  # it answers by now: what it says of these counts
-                self._early.discard(answer.key)
-                self._ended.pop(answer.key, None)
-                errors.pop(answer.key, None)
-            errors |= await self._ask_all(early, count)
-        if self._early and not self._has_replied:
-            self._stop_refusing(str(next(reversed(errors.values()))))
-            self._check_going_on()
-        return BatchReport(
-            answers=len(batch),
-            found=len(have),
-            answered=len(missing) - len(errors),
-            refused=len(refused) + sum(isinstance(error, RefusedError) for error in errors.values()),
-            unanswered=sum(isinstance(error, UnansweredError) for error in errors.values()),
-            attempts=len(steps),
-            cost_usd=sum((step.cost_usd for step in steps), Decimal(0)),
-            last_error=str(next(reversed(errors.values()))) if errors else None,
-        )
+    async def cancel(self) -> None:
+        """Stop all that is being asked, for whichever batch, once it is closed in the ledger."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._ledger.flush()
 
     async def _ask_all(
-        self, wanted: Sequence[PlannedAnswer], on_step: Callable[[Step], None]
-    ) -> dict[str, RefusedError | UnansweredError]:
-        """Ask for each; returns, by key, why some have no answer."""
-        errors: dict[str, RefusedError | UnansweredError] = {}
-        waiting = iter(wanted)
-
-        async def ask_one_by_one() -> None:
-            for answer in waiting:
-                try:
-                    await self._once(answer, on_step)
-                except (RefusedError, UnansweredError) as error:
-                    errors[answer.key] = error
-
-        askers = (ask_one_by_one() for _ in range(min(self._plan.teacher.concurrency, len(wanted))))
-        results = await asyncio.gather(*askers, return_exceptions=True)
-        self._check_going_on()
+        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep
+    ) -> None:
+        """Ask for each; `early` collects what was refused before the endpoint had answered anything."""
+        number = min(WORKERS_A_SLOT * self._plan.teacher.concurrency, wanted.at_most)
+        workers = [asyncio.create_task(self._work(wanted, tally, early, on_step)) for _ in range(number)]
+        self._workers.update(workers)
+        try:
+            results = await asyncio.gather(*workers, return_exceptions=True)
+        except asyncio.CancelledError:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            raise
+        finally:
+            self._workers.difference_update(workers)
+        self._stop.check()
         for unexpected in results:
             if unexpected is not None:
                 raise unexpected
-        return errors
 
-    async def _once(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
-        """Ask, unless another batch has asked for the same content meanwhile, or does so right now."""
-        if answer.key in self._ended:
-            if (refusal := self._ended[answer.key]) is not None:
-                raise refusal
-            return
-        asking = self._asked.get(answer.key)
-        if asking is None:
-            asking = self._asked[answer.key] = _Asking(asyncio.create_task(self._ask(answer, on_step)))
-        asking.waiting += 1
-        try:
-            await asyncio.shield(asking.task)
-        finally:
-            asking.waiting -= 1
-            if asking.waiting == 0:  # it is done, or nobody wants it any more
-                asking.task.cancel()
-                del self._asked[answer.key]
+    async def _work(
+        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep
+    ) -> None:
+        def tell(step: Step) -> None:
+            tally.add(step)
+            on_step(step)
 
-    async def _ask(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
-        async with self._slots:
-            if not self._is_reached:
-                async with self._first:
-                    if not self._is_reached:
-                        await self._reach(answer, on_step)
-                        return
-            await self._retry(answer, on_step)
+        while (answer := await wanted.draw()) is not None:
+            try:
+                tally.counts[await self._ask(answer, tell)] += 1
+            except RefusedError as error:
+                tally.last_error = str(error)
+                if error.is_early:
+                    early.append(answer)
+                else:
+                    tally.counts["refused"] += 1
+            except UnansweredError as error:
+                tally.last_error = str(error)
+                tally.counts["unanswered"] += 1
 
-    async def _reach(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
+    async def _ask(self, answer: PlannedAnswer, on_step: OnStep) -> str:
+        if not self._is_reached:
+            async with self._first:
+                if not self._is_reached:
+                    return await self._reach(answer, on_step)
+        return await self._retry(answer, on_step)
+
+    async def _reach(self, answer: PlannedAnswer, on_step: OnStep) -> str:
         """The first request goes alone, so that an endpoint that is down is not stormed.
 
         Where the endpoint replies and only the answer cannot be used, the fault may be the prompt's: the next one tries.
         """
-        address = self._client.base_url
         try:
-            await self._retry(answer, on_step)
+            sent = await self._retry(answer, on_step)
         except UnansweredError as error:
             self._failed_probes += 1
-            if not self._has_replied or self._failed_probes == PROBES:
-                self._stop(
-                    TransientTeacherError(f"no answer from {address}: {error}. Run the same again when it is up")
-                )
+            if not self._sender.has_replied or self._failed_probes == PROBES:
+                said = f"no answer from {self._address}: {error}. Run the same again when it is up"
+                self._stop.because(TransientTeacherError(said))
             raise
         except RefusedError as error:
             self._failed_probes += 1
-            self._is_reached = self._has_replied
-            if not self._has_replied and self._failed_probes == PROBES:
+            self._is_reached = self._sender.has_replied
+            if not self._is_reached and self._failed_probes == PROBES:
                 self._stop_refusing(str(error))
             raise
-        self._is_reached = True
+        self._is_reached = self._sender.has_replied
+        return sent
 
-    async def _retry(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
-        async for attempt in retrying(self._policy, self._sleep):
+    async def _retry(self, answer: PlannedAnswer, on_step: OnStep) -> str:
+        async for attempt in retrying(self._policy, self._stop.sleep):
             with attempt:
-                await self._attempt(answer, on_step)
+                return await self._send(answer, on_step)
+        raise AssertionError("the loop ends by an answer or by an error")
 
-    async def _sleep(self, seconds: float) -> None:
-        """A pause that ends at once, with the reason, when the run stops."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        self._check_going_on()
-
-    async def _attempt(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> None:
-        self._check_going_on()
-        body = self._client.encode(answer.request)
-        await self._limiter.wait(len(body) // BYTES_A_TOKEN + self._plan.teacher.max_tokens)
-        plan = AttemptPlan(
-            answer_key=answer.key,
-            prompt_id=answer.prompt.prompt_id,
-            run=self._run,
-            purpose="teach",
-            provider=self._client.provider.name,
-            model=answer.request.model,
-            bound_usd=self._plan.rates.upper_bound(len(body), answer.request.max_tokens),
-            rates=self._plan.rates,
-        )
-        attempt_id = await self._reserve(plan)
-        started = time.monotonic()
-        self._in_flight += 1
-        attempt: Attempt | None = None
-        try:
-            attempt = await self._client.ask(body)
-            if _status(attempt) == "refused" and not self._has_replied:
-                self._early.add(answer.key)
-        finally:
-            try:
-                with self._stop_where_the_ledger_fails():
-                    cost = self._settle(attempt_id, plan, attempt, time.monotonic() - started)
-            finally:
-                self._in_flight -= 1
-                self._settled.set()  # wakes all that wait; who waits next waits for the next
-                self._settled = asyncio.Event()
-        assert attempt is not None
-        self._has_replied = self._has_replied or attempt.http_status == 200
-        if isinstance(attempt.outcome, Reply):
-            self._ended[answer.key] = None
-        on_step(Step(answer.key, isinstance(attempt.outcome, Reply), cost))
-        self._judge(answer.key, attempt)
-
-    async def _reserve(self, plan: AttemptPlan) -> int:
-        """The id of the attempt's row, once the cap admits it; while others are in flight, one of them may make room."""
+    async def _send(self, answer: PlannedAnswer, on_step: OnStep) -> str:
+        """One attempt in a slot; where somebody else asks for the same right now, their answer is waited for."""
+        look_seconds = FIRST_LOOK_SECONDS
         while True:
-            self._check_going_on()
-            with self._stop_where_the_ledger_fails():
-                attempt_id = self._ledger.begin(plan, self._budget_usd)
-            if attempt_id is not None:
-                return attempt_id
-            if self._in_flight == 0:
-                committed = self._ledger.committed_usd(plan.run)
-                self._stop(
-                    BudgetReachedError(
-                        f"budget {self._budget_usd} USD reached: {committed.normalize():f} USD are spent or reserved and "
-                        f"the next request may cost {plan.bound_usd.normalize():f}. "
-                        "What was answered is kept: raise the cap and run the same again"
-                    )
-                )
-                continue
-            await self._settled.wait()
-
-    def _settle(self, attempt_id: int, plan: AttemptPlan, attempt: Attempt | None, seconds: float) -> Decimal:
-        """Close the attempt's row; None where the request was cancelled."""
-        outcome = attempt.outcome if attempt else None
-        reply = outcome if isinstance(outcome, Reply) else None
-        return self._ledger.settle(
-            attempt_id,
-            plan,
-            status="failed" if plan.answer_key in self._early else _status(attempt),
-            reply=reply,
-            usage=outcome.usage if outcome else None,
-            http_status=attempt.http_status if attempt else None,
-            error="cancelled" if outcome is None else None if isinstance(outcome, Reply) else outcome.message,
-            seconds=seconds,
-        )
-
-    def _judge(self, key: str, attempt: Attempt) -> None:
-        """Raise what the outcome means for this request, for the run, or for the pace."""
-        failure = attempt.outcome
-        if isinstance(failure, Reply):
-            return
-        if failure.cause == "authorisation":
-            self._stop(NotAuthorisedError(f"{self._client.base_url}: {failure.message}"))
-        elif failure.cause == "billing":
-            remedy = "add credit or raise the limit, then run the same again"
-            self._stop(NotAuthorisedError(f"{self._client.base_url}: {failure.message}: {remedy}"))
-        elif failure.cause == "run":
-            self._stop(PermanentTeacherError(f"{self._client.base_url}: {failure.message}"))
-        elif failure.cause == "request":
-            refusal = self._ended[key] = RefusedError(failure.message)
-            raise refusal
-        elif (failure.retry_after_seconds or 0) > LONGEST_WAIT_SECONDS:
-            wait = f"it asks to wait {failure.retry_after_seconds:.0f} s"
-            self._stop(
-                TransientTeacherError(f"{self._client.base_url}: {failure.message}; {wait}: run the same again then")
-            )
-        elif failure.cause == "rate_limit":
-            self._limiter.pause(failure.retry_after_seconds or RATE_LIMIT_PAUSE_SECONDS)
-        self._check_going_on()
-        raise UnansweredError(failure.message, failure.retry_after_seconds)
-
-    @contextmanager
-    def _stop_where_the_ledger_fails(self) -> Iterator[None]:
-        """Whoever cannot write down what is spent must not go on spending."""
-        try:
-            yield
-        except Exception as error:
-            said = str(error).partition("\n")[0]
-            failure = PotstillError(
-                f"ledger {self._ledger.url} cannot be written: {said}. Run the same again once it can"
-            )
-            self._stop(failure)
-            raise failure from error
+            async with self._slots:
+                sent = await self._sender.send(answer, on_step)
+            if sent != "claimed":
+                return sent
+            await self._stop.sleep(look_seconds)
+            look_seconds = min(look_seconds * 1.5, LONGEST_LOOK_SECONDS)
+            if look_seconds > SLOW_LOOK_SECONDS:
+                await self._ledger.run(self._ledger.ledger.close_orphans)
 
     def _stop_refusing(self, said: str) -> None:
-        address = self._client.base_url
-        self._stop(PermanentTeacherError(f"{address} refuses every prompt: {said}. Check key, model and base_url"))
-
-    def _stop(self, error: PotstillError) -> None:
-        self._stopped_by = self._stopped_by or error
-        self._stopping.set()
-
-    def _check_going_on(self) -> None:
-        if self._stopped_by is not None:
-            raise self._stopped_by
+        refusal = f"{self._address} refuses every prompt: {said}. Check key, model and base_url"
+        self._stop.because(PermanentTeacherError(refusal))
 
 
-def _status(attempt: Attempt | None) -> Status:
-    if attempt is None:
-        return "unknown"
-    if isinstance(attempt.outcome, Reply):
-        return "answered"
-    if attempt.may_be_billed:
-        return "unknown"
-    if attempt.outcome.usage is not None:
-        return "unusable"
-    return "refused" if attempt.outcome.cause == "request" else "failed"
+class _Missing:
+    """Draws, chunk by chunk, what the ledger lacks; any number of workers share it."""
+
+    def __init__(self, plan: TeachPlan, ledger: GroupedLedger, rows: range, tally: Tally, on_step: OnStep) -> None:
+        self._plan = plan
+        self._rows = rows
+        self._ledger = ledger
+        self._tally = tally
+        self._on_step = on_step
+        self._chunks: AsyncIterator[list[PlannedAnswer]] = self._read()
+        self._ready: deque[PlannedAnswer] = deque()
+        self._refill = asyncio.Lock()
+        self.at_most = len(rows) * plan.teacher.samples
+
+    async def draw(self) -> PlannedAnswer | None:
+        """The next one; None at the end."""
+        while not self._ready:
+            async with self._refill:
+                if self._ready:
+                    break
+                chunk = await anext(self._chunks, None)
+                if chunk is None:
+                    return None
+                await self._look_up(chunk)
+        return self._ready.popleft()
+
+    async def _read(self) -> AsyncIterator[list[PlannedAnswer]]:
+        """A run that is resumed begins about where it stopped: what it has answered is looked up last."""
+        start, stop = self._rows.start, self._rows.stop
+        middle = start
+        if len(self._rows) > CHUNK_ROWS:
+            spent = add_up(await self._ledger.run(self._ledger.ledger.spend, self._plan.run))
+            middle = min(start + spent.answered // self._plan.teacher.samples, stop)
+        for begin, end in ((middle, stop), (start, middle)):
+            for chunk in self._plan.chunks(begin, end):
+                yield chunk
+
+    async def _look_up(self, chunk: list[PlannedAnswer]) -> None:
+        standing = await self._ledger.look_up(answer.key for answer in chunk)
+        ready = [answer for answer in chunk if answer.key in standing.missing]
+        asked = {answer.key: answer for answer in ready}  # a prompt that stands in two rows is asked once
+        self._ready.extend(asked.values())
+        refused = sum(answer.key in standing.refused for answer in chunk)
+        done = len(chunk) - len(asked)
+        self._tally.counts.update(refused=refused, found=done - refused)
+        if done:
+            self._on_step(Step(found=done))
+
+
+class _Listed:
+    def __init__(self, answers: list[PlannedAnswer]) -> None:
+        self._answers: Iterator[PlannedAnswer] = iter(answers)
+        self.at_most = len(answers)
+
+    async def draw(self) -> PlannedAnswer | None:
+        return next(self._answers, None)

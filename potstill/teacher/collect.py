@@ -4,13 +4,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import orjson
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.errors import TransientTeacherError
 from potstill.fingerprint import fingerprint
-from potstill.ledger import Answer, KeyCost, Ledger
-from potstill.records import Completion, Row, Usage, write_jsonl, write_parquet
+from potstill.ledger import KeyCost, Ledger
+from potstill.ledger.entries import Answer
+from potstill.ledger.spend import Spend
+from potstill.recipe import Task
+from potstill.records import Completion, Row, Usage, write_parquet
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.quality import quarantine_reason
 
@@ -29,13 +34,20 @@ class CompletionsSummary(Row):
     quarantined: int
     reasons: dict[str, int]
     """Quarantined answers by the first words of their reason."""
-    total_cost_usd: Decimal
-    """Every attempt behind this output, whenever it was made; unusable ones included."""
     attempts: int
+    """Every attempt behind this output, whenever it was made; unusable ones included."""
     input_tokens: int
+    cached_input_tokens: int
     output_tokens: int
+    reasoning_tokens: int
+    cost_usd: Decimal
+    """What the replies to them said."""
+    unknown: int
+    """Attempts whose bill nobody knows."""
     unknown_usd: Decimal
-    """The upper bound of attempts behind this output whose bill nobody knows; not in the total."""
+    """Their upper bound."""
+    total_cost_usd: Decimal
+    """The cost, with the mean cost of the others for each attempt that is unknown."""
 
 
 def collect_key(plan: TeachPlan, ledger: Ledger) -> StageKey:
@@ -68,46 +80,106 @@ def read_summary(directory: Path) -> CompletionsSummary:
     return CompletionsSummary.model_validate_json((directory / SUMMARY).read_bytes())
 
 
+def survey(plan: TeachPlan, ledger: Ledger) -> CompletionsSummary:
+    """What a plan's completions would hold now, and what they have cost; an answer that is missing counts as none."""
+    total = _Total()
+    for chunk in plan.chunks():
+        costs = ledger.costs(answer.key for answer in chunk)
+        answers = ledger.find_answers(answer.key for answer in chunk)
+        for planned in chunk:
+            cost, answer = costs.get(planned.key, KeyCost()), answers.get(planned.key)
+            is_missing = answer is None and not cost.refused
+            total.add(planned, None if is_missing else _completion(planned, answer, cost, plan.task), cost)
+    return total.summary()
+
+
 def _write(plan: TeachPlan, ledger: Ledger, directory: Path) -> int:
-    answers = ledger.find_answers(answer.key for answer in plan.answers)
-    costs = ledger.costs(answer.key for answer in plan.answers)
-    missing = [a for a in plan.answers if a.key not in answers and not (a.key in costs and costs[a.key].refused)]
-    if missing:
-        known = costs.get(missing[0].key)
-        why = known.last_error if known else "it was never asked"
-        raise TransientTeacherError(
-            f"{len(missing)} of {len(plan.answers)} answers are missing (first: {why}): run the same again to ask only for them"
+    total = _Total()
+
+    def completions(lines: BinaryIO) -> Iterator[Completion]:
+        """A prompt that stands in two rows is one completion and two lines."""
+        for chunk in plan.chunks():
+            costs = ledger.costs(answer.key for answer in chunk)
+            for answer, row in zip(chunk, _complete(plan, ledger, chunk, costs), strict=True):
+                lines.write(orjson.dumps(_line(answer, row)) + b"\n")
+                if total.add(answer, row, costs[answer.key]):
+                    yield row
+
+    with (directory / LINES).open("wb") as lines:
+        count = write_parquet(directory / COMPLETIONS, completions(lines), Completion)
+    (directory / SUMMARY).write_text(total.summary().model_dump_json(indent=2))
+    return count
+
+
+class _Total:
+    """What has been collected so far; each answer counts once."""
+
+    def __init__(self) -> None:
+        self._keys: set[bytes] = set()
+        self._prompts = 0
+        self._missing = 0
+        self._reasons: Counter[str] = Counter()
+        self._spend = Spend()
+
+    def add(self, answer: PlannedAnswer, row: Completion | None, cost: KeyCost) -> bool:
+        """Count an answer, None where it is missing; False where it was counted already."""
+        key = bytes.fromhex(answer.key)
+        if key in self._keys:
+            return False
+        self._keys.add(key)
+        self._prompts += answer.sample_index == 0
+        self._missing += row is None
+        if row is not None and row.quarantine:
+            self._reasons[row.quarantine.partition(":")[0]] += 1
+        self._spend = self._spend.with_key(cost)
+        return True
+
+    def summary(self) -> CompletionsSummary:
+        spend = self._spend
+        return CompletionsSummary(
+            prompts=self._prompts,
+            answered=len(self._keys) - self._reasons.total() - self._missing,
+            quarantined=self._reasons.total(),
+            reasons=dict(self._reasons),
+            attempts=spend.attempts,
+            input_tokens=spend.input_tokens,
+            cached_input_tokens=spend.cached_input_tokens,
+            output_tokens=spend.output_tokens,
+            reasoning_tokens=spend.reasoning_tokens,
+            cost_usd=spend.cost_usd,
+            unknown=spend.unknown,
+            unknown_usd=spend.unknown_usd,
+            total_cost_usd=spend.estimate_usd,
         )
-    completions = [_completion(planned, answers, costs, plan) for planned in plan.answers]
-    write_parquet(directory / COMPLETIONS, completions, Completion)
-    write_jsonl(directory / LINES, _lines(plan, completions))
-    reasons = Counter(row.quarantine.partition(":")[0] for row in completions if row.quarantine)
-    summary = CompletionsSummary(
-        prompts=len({answer.prompt.prompt_id for answer in plan.answers}),
-        answered=len(completions) - reasons.total(),
-        quarantined=reasons.total(),
-        reasons=dict(reasons),
-        total_cost_usd=sum((cost.cost_usd for cost in costs.values()), Decimal(0)),
-        attempts=sum(cost.attempts for cost in costs.values()),
-        input_tokens=sum(cost.input_tokens for cost in costs.values()),
-        output_tokens=sum(cost.output_tokens for cost in costs.values()),
-        unknown_usd=sum((cost.unknown_usd for cost in costs.values()), Decimal(0)),
-    )
-    (directory / SUMMARY).write_text(summary.model_dump_json(indent=2))
-    return len(completions)
 
 
-def _completion(
-    planned: PlannedAnswer, answers: Mapping[str, Answer], costs: Mapping[str, KeyCost], plan: TeachPlan
-) -> Completion:
-    cost = costs[planned.key]
+def _complete(
+    plan: TeachPlan, ledger: Ledger, chunk: list[PlannedAnswer], costs: Mapping[str, KeyCost]
+) -> Iterator[Completion]:
+    answers = ledger.find_answers(answer.key for answer in chunk)
+    for planned in chunk:
+        cost = costs.get(planned.key, KeyCost())
+        answer = answers.get(planned.key)
+        if answer is None and not cost.refused:
+            why = cost.last_error or "it was never asked"
+            raise TransientTeacherError(
+                f"{_count_missing(plan, ledger)} of {plan.num_answers} answers are missing (first: {why}): "
+                "run the same again to ask only for them"
+            )
+        yield _completion(planned, answer, cost, plan.task)
+
+
+def _count_missing(plan: TeachPlan, ledger: Ledger) -> int:
+    return sum(len(ledger.look_up(answer.key for answer in chunk).missing) for chunk in plan.chunks())
+
+
+def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, task: Task | None) -> Completion:
     common: dict[str, Any] = {
         "prompt_id": planned.prompt.prompt_id,
         "sample_index": planned.sample_index,
         "teacher": planned.request.model,
         "cost_usd": cost.cost_usd,
     }
-    answer = answers.get(planned.key)
     if answer is None:
         nothing = {"role": "assistant", "content": ""}
         reason = f"error: {cost.last_error}"
@@ -122,17 +194,11 @@ def _completion(
         finish_reason=reply.finish_reason,
         usage=reply.usage,
         seconds=answer.seconds,
-        quarantine=quarantine_reason(reply, plan.task),
+        quarantine=quarantine_reason(reply, task),
     )
 
 
-def _lines(plan: TeachPlan, completions: list[Completion]) -> Iterator[dict[str, Any]]:
-    by_prompt: dict[str, list[Completion]] = {}
-    for row in completions:
-        by_prompt.setdefault(row.prompt_id, []).append(row)
-    for row_id, prompt in plan.rows:
-        for completion in by_prompt[prompt.prompt_id]:
-            line = completion.model_dump(mode="json") | {"cost_usd": float(completion.cost_usd)}
-            del line["seconds"]
-            tools = {"tools": prompt.tools} if prompt.tools else {}
-            yield {"id": row_id, **line, "messages": prompt.messages, **tools}
+def _line(answer: PlannedAnswer, completion: Completion) -> dict[str, Any]:
+    line = completion.model_dump(mode="json", exclude={"seconds"}) | {"cost_usd": float(completion.cost_usd)}
+    tools = {"tools": answer.prompt.tools} if answer.prompt.tools else {}
+    return {"id": answer.row_id, **line, "messages": answer.prompt.messages, **tools}

@@ -1,9 +1,22 @@
 """What asking came to: told after each attempt, and of each batch."""
 
+from collections import Counter
 from decimal import Decimal
 from typing import NamedTuple
 
+from potstill.errors import PermanentTeacherError
 from potstill.records import Row
+
+
+class RefusedError(PermanentTeacherError):
+    """The provider rejects this one request; the others go on."""
+
+    is_early = False
+    """Before the endpoint had answered anything: the fault may be its own."""
+
+
+class EarlyRefusalError(RefusedError):
+    is_early = True
 
 
 class BatchReport(Row):
@@ -24,8 +37,47 @@ class BatchReport(Row):
 
 
 class Step(NamedTuple):
-    """Told after each attempt."""
+    """What has been added since the last one: an attempt, or answers that stood in the ledger already."""
 
-    key: str
-    is_answered: bool
-    cost_usd: Decimal
+    attempts: int = 0
+    answered: int = 0
+    found: int = 0
+    """Refused ones included: they are not asked again."""
+    cost_usd: Decimal = Decimal(0)
+
+    def plus(self, other: "Step") -> "Step":
+        """Both together."""
+        return Step(
+            attempts=self.attempts + other.attempts,
+            answered=self.answered + other.answered,
+            found=self.found + other.found,
+            cost_usd=self.cost_usd + other.cost_usd,
+        )
+
+
+class Tally:
+    """What one batch has come to so far."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.attempts = 0
+        self.cost_usd = Decimal(0)
+        self.last_error: str | None = None
+
+    def add(self, step: Step) -> None:
+        self.attempts += step.attempts
+        self.cost_usd += step.cost_usd
+
+    def report(self) -> BatchReport:
+        """What became of all answers that were wanted."""
+        counts = self.counts
+        return BatchReport(
+            answers=counts.total(),
+            found=counts["found"],
+            answered=counts["answered"],
+            refused=counts["refused"],
+            unanswered=counts["unanswered"],
+            attempts=self.attempts,
+            cost_usd=self.cost_usd,
+            last_error=self.last_error,
+        )

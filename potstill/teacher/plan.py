@@ -1,8 +1,9 @@
-"""Which requests a prompt set asks for, and the key of each answer."""
+"""Which requests a prompt set asks for, and the key of each answer. Nothing is planned before it is needed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -13,28 +14,25 @@ from potstill.llm.messages import ChatRequest, schema_format, with_instructions
 from potstill.llm.pricing import Rates, find_rates
 from potstill.llm.providers import PROVIDERS
 from potstill.recipe import Task, Teacher
-from potstill.records import Prompt
+from potstill.records import Message, Prompt
 from potstill.teacher import quality
+from potstill.teacher.rows import Rows
 
 STAGE = "teach"
-VERSION = 1
+VERSION = 2
 BATCH_STAGE = "teach-batch"
+CHUNK_ROWS = 512
+"""So many rows are in memory at once, however many there are."""
 
 
 class PlannedAnswer(NamedTuple):
     """One answer that is wanted: of which prompt, which sample, by which request."""
 
+    row_id: str
     prompt: Prompt
     sample_index: int
     request: ChatRequest
     key: str
-
-
-class InputRow(NamedTuple):
-    """One row of the input; two rows may hold the same prompt, which is asked once."""
-
-    row_id: str
-    prompt: Prompt
 
 
 class TeachPlan(NamedTuple):
@@ -42,17 +40,18 @@ class TeachPlan(NamedTuple):
 
     teacher: Teacher
     task: Task | None
-    rows: list[InputRow]
-    answers: list[PlannedAnswer]
-    """Each once, however many rows want it."""
+    rows: Rows
     rates: Rates
+    recipe: str | None = None
+    """The recipe's name, whose month the spending counts in; None where no recipe asks."""
 
     @property
     def key(self) -> StageKey:
         """What is asked, and how answers are judged; whose answers they are is added by `collect_key`."""
         content = {
-            "rows": [(row.row_id, row.prompt.prompt_id) for row in self.rows],
-            "answers": [answer.key for answer in self.answers],
+            "rows": self.rows.digest,
+            "request": request_for([], None, self.teacher, 0),
+            "samples": self.teacher.samples,
             "task": self.task,
             "quality": quality.VERSION,
         }
@@ -60,62 +59,75 @@ class TeachPlan(NamedTuple):
 
     @property
     def run(self) -> str:
-        """Names the run in the ledger: the same plan resumed is the same run, under the same cap."""
+        """Names the run's account in the ledger: the same plan resumed is the same run, under the same cap."""
         return f"teach/{self.key.digest[:12]}"
 
+    @property
+    def num_answers(self) -> int:
+        """How many answers are wanted; a prompt that stands in two rows counts twice, and is asked once."""
+        return len(self.rows) * self.teacher.samples
 
-def make_plan(rows: Sequence[InputRow], teacher: Teacher, task: Task | None) -> TeachPlan:
+    def month(self, at: datetime | None = None) -> str | None:
+        """Names the account of the recipe's UTC month; now where no time is given."""
+        return None if self.recipe is None else f"month/{self.recipe}/{at or datetime.now(UTC):%Y-%m}"
+
+    def answers(self, start: int = 0, stop: int | None = None) -> Iterator[PlannedAnswer]:
+        """What the rows from `start` to before `stop` ask for."""
+        for row in self.rows.read(start, len(self.rows) if stop is None else stop):
+            for index in range(self.teacher.samples):
+                request = request_for(row.prompt.messages, row.prompt.tools, self.teacher, index)
+                yield PlannedAnswer(row.row_id, row.prompt, index, request, request.answer_key(index))
+
+    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[list[PlannedAnswer]]:
+        """The same in lists of `CHUNK_ROWS` rows."""
+        end = len(self.rows) if stop is None else stop
+        for begin in range(start, end, CHUNK_ROWS):
+            yield list(self.answers(begin, min(begin + CHUNK_ROWS, end)))
+
+
+def make_plan(rows: Rows, teacher: Teacher, task: Task | None, recipe: str | None = None) -> TeachPlan:
     """Plan the answers to these prompts. Errors: `UnknownPriceError` before anything is asked."""
     base_url = teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""
-    rates = find_rates(teacher.provider, teacher.model, base_url, teacher.price)
-    prompts: dict[str, Prompt] = {}
-    for row in rows:
-        prompts.setdefault(row.prompt.prompt_id, row.prompt)
-    answers = [
-        PlannedAnswer(prompt, index, request, request.answer_key(index))
-        for prompt in prompts.values()
-        for index in range(teacher.samples)
-        for request in (_request(prompt, teacher, index),)
-    ]
-    return TeachPlan(teacher, task, list(rows), answers, rates)
+    return TeachPlan(teacher, task, rows, find_rates(teacher.provider, teacher.model, base_url, teacher.price), recipe)
 
 
-def prompt_set_rows(prompts: Iterable[Prompt]) -> list[InputRow]:
-    """The rows of a prompt set: one a prompt."""
-    return [InputRow(prompt.row_id or prompt.prompt_id, prompt) for prompt in prompts]
+def split_batches(plan: TeachPlan) -> list[range]:
+    """The rows of the plan in batches of `teacher.batch_size`."""
+    size, total = plan.teacher.batch_size, len(plan.rows)
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def batch_key(answers: Sequence[PlannedAnswer], ledger_id: str) -> StageKey:
+def batch_key(plan: TeachPlan, batch: range, ledger_id: str) -> StageKey:
     """The key of a batch: done once every answer of it stands in that ledger."""
-    content = {"answers": [answer.key for answer in answers], "ledger": ledger_id}
+    content = {"plan": plan.key.digest, "rows": [batch.start, batch.stop], "ledger": ledger_id}
     return StageKey(BATCH_STAGE, VERSION, fingerprint(content))
-
-
-def split_batches(plan: TeachPlan) -> list[list[PlannedAnswer]]:
-    """The plan in batches of `teacher.batch_size` answers."""
-    size = plan.teacher.batch_size
-    return [plan.answers[start : start + size] for start in range(0, len(plan.answers), size)]
 
 
 def open_batches(plan: TeachPlan, ledger: Ledger) -> list[int]:
     """The indexes of the batches of which the ledger lacks an answer."""
-    missing = ledger.find_missing(answer.key for answer in plan.answers)
-    batches = split_batches(plan)
-    return [index for index, batch in enumerate(batches) if any(answer.key in missing for answer in batch)]
+    found: list[int] = []
+    for index, batch in enumerate(split_batches(plan)):
+        keys = (answer.key for answer in plan.answers(batch.start, batch.stop))
+        if ledger.look_up(keys).missing:
+            found.append(index)
+    return found
 
 
 def upper_bound_usd(plan: TeachPlan) -> Decimal:
     """What asking everything once cannot exceed, in USD."""
     provider = PROVIDERS[plan.teacher.provider]
-    sizes = (len(orjson.dumps(provider.body(answer.request))) for answer in plan.answers)
+    sizes = (len(orjson.dumps(provider.body(answer.request))) for answer in plan.answers())
     return sum((plan.rates.upper_bound(size, plan.teacher.max_tokens) for size in sizes), Decimal(0))
 
 
-def _request(prompt: Prompt, teacher: Teacher, sample_index: int) -> ChatRequest:
+def request_for(
+    messages: list[Message], tools: list[dict[str, Any]] | None, teacher: Teacher, sample_index: int
+) -> ChatRequest:
+    """The request that a teacher gets for one sample of a prompt."""
     return ChatRequest(
         model=teacher.model,
-        messages=with_instructions(prompt.messages, teacher.instructions),
-        tools=prompt.tools,
+        messages=with_instructions(messages, teacher.instructions),
+        tools=tools,
         max_tokens=teacher.max_tokens,
         temperature=teacher.temperature,
         seed=None if teacher.seed is None else teacher.seed + sample_index,

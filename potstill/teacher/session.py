@@ -1,22 +1,25 @@
-"""A running teacher: one event loop, one client, one limiter and one cap for a whole run, in a thread of its own.
+"""A running teacher: one event loop, one client, one limiter and one budget for a whole run, in a thread of its own.
 
 Any number of threads may hand it batches at once.
 """
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from decimal import Decimal
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from potstill.ledger import Ledger
+from potstill.ledger import Caps, Ledger
+from potstill.ledger.entries import NO_CAPS, Purpose
+from potstill.ledger.grouping import GroupedLedger
+from potstill.ledger.owners import RENEW_SECONDS
 from potstill.llm.client import ChatClient
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
 from potstill.teacher.outcome import BatchReport, Step
-from potstill.teacher.plan import PlannedAnswer, TeachPlan
+from potstill.teacher.plan import TeachPlan
 
 T = TypeVar("T")
 
@@ -25,16 +28,23 @@ class TeacherSession:
     """A context manager; `answer` blocks its caller, not the others.
 
     Args:
-        budget_usd: the cap of the plan's run over all its resumptions; None for none.
+        caps: what may be spent by the plan's run over all its resumptions, and by its recipe in this month.
         policy: when one request is asked again.
+        purpose: what the ledger calls its attempts.
 
     Errors: those of `Asker.answer`, and `NotAuthorisedError` at once for a key that is missing or another host's.
     """
 
     def __init__(
-        self, plan: TeachPlan, ledger: Ledger, budget_usd: Decimal | None = None, policy: RetryPolicy | None = None
+        self,
+        plan: TeachPlan,
+        ledger: Ledger,
+        caps: Caps = NO_CAPS,
+        policy: RetryPolicy | None = None,
+        purpose: Purpose = "teach",
     ) -> None:
         teacher = plan.teacher
+        self._plan = plan
         self._client = ChatClient(
             teacher.provider,
             teacher.base_url,
@@ -44,15 +54,15 @@ class TeacherSession:
             concurrency=teacher.concurrency,
             timeout_seconds=teacher.timeout_seconds,
         )
-        self._ledger = ledger
-        self._asker = Asker(plan, ledger, self._client, budget_usd, policy or RetryPolicy())
+        self._ledger = GroupedLedger(ledger)
+        self._asker = Asker(plan, self._ledger, self._client, caps, policy or RetryPolicy(), purpose)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-session", daemon=True)
+        self._heartbeat: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
-        self._ledger.close_orphans()
         self._thread.start()
-        self._submit(self._client.__aenter__()).result()
+        self._submit(self._begin()).result()
         return self
 
     def __exit__(
@@ -63,9 +73,13 @@ class TeacherSession:
         self._thread.join()
         self._loop.close()
 
-    def answer(self, batch: Sequence[PlannedAnswer], on_step: Callable[[Step], None] | None = None) -> BatchReport:
-        """Ask for what the ledger does not hold of this batch, and wait; an interrupted caller stops its requests."""
-        future = self._submit(self._asker.answer(batch, on_step or (lambda _: None)))
+    def answer(self, rows: range | None = None, on_step: Callable[[Step], None] | None = None) -> BatchReport:
+        """Ask for what the ledger does not hold of these rows, all where none are named, and wait.
+
+        An interrupted caller stops its requests.
+        """
+        wanted = range(len(self._plan.rows)) if rows is None else rows
+        future = self._submit(self._asker.answer(wanted, on_step or (lambda _: None)))
         try:
             return future.result()
         except BaseException:
@@ -73,18 +87,29 @@ class TeacherSession:
             raise
 
     def cancel(self) -> None:
-        """Stop all that is being asked, for whichever caller, once it has closed its row in the ledger."""
-        self._submit(self._cancel()).result()
+        """Stop all that is being asked, for whichever caller, once it is closed in the ledger."""
+        self._submit(self._asker.cancel()).result()
 
-    async def _cancel(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+    async def _begin(self) -> None:
+        await self._ledger.run(self._ledger.ledger.close_orphans)
+        await self._client.__aenter__()
+        self._heartbeat = asyncio.create_task(self._renew_lease())
 
     async def _end(self) -> None:
-        await self._cancel()
+        await self._asker.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._heartbeat
+        await self._ledger.close()
         await self._client.__aexit__(None, None, None)
+
+    async def _renew_lease(self) -> None:
+        """A ledger that fails is noticed by whoever writes what is spent."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            with suppress(Exception):
+                await self._ledger.run(self._ledger.ledger.renew_lease)
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -4,15 +4,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
 from potstill.artifacts import ArtifactRef, open_store
-from potstill.ledger import Ledger
+from potstill.ledger import Caps, Ledger
 from potstill.recipe import Recipe
-from potstill.records import Prompt, read_parquet
-from potstill.teacher.plan import TeachPlan, make_plan, prompt_set_rows
+from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.rows import StoredRows
 from potstill.teacher.session import TeacherSession
 
 
@@ -20,7 +19,7 @@ class _SessionKey(NamedTuple):
     run: str
     teacher: str
     ledger: str
-    budget_usd: Decimal | None
+    caps: Caps
 
 
 class _Shared:
@@ -42,9 +41,13 @@ def plan_of(recipe: Recipe, prompts: ArtifactRef) -> TeachPlan:
 @lru_cache(maxsize=2)
 def _plan(recipe_json: str, prompts_json: str) -> TeachPlan:
     recipe = Recipe.model_validate_json(recipe_json)
-    directory = open_store().path(ArtifactRef.model_validate_json(prompts_json))
-    rows = read_parquet(directory / "prompts.parquet", Prompt)
-    return make_plan(prompt_set_rows(rows), recipe.teacher, recipe.task)
+    prompts = ArtifactRef.model_validate_json(prompts_json)
+    return make_plan(StoredRows(open_store().path(prompts), prompts), recipe.teacher, recipe.task, recipe.name)
+
+
+def caps_of(recipe: Recipe) -> Caps:
+    """What a recipe may spend."""
+    return Caps(recipe.budget.run_usd, recipe.budget.month_usd)
 
 
 def stop_sessions() -> None:
@@ -57,18 +60,18 @@ def stop_sessions() -> None:
 
 
 @contextmanager
-def shared_session(plan: TeachPlan, ledger: Ledger, budget_usd: Decimal | None) -> Iterator[TeacherSession]:
-    """The running session of this plan, ledger and cap; the first user opens it, the last one closes it.
+def shared_session(plan: TeachPlan, ledger: Ledger, caps: Caps) -> Iterator[TeacherSession]:
+    """The running session of this plan, ledger and caps; the first user opens it, the last one closes it.
 
     Errors: those of `TeacherSession`; `CancelledError` after `stop_sessions`.
     """
     if _stopped.is_set():
         raise CancelledError
-    same = _SessionKey(plan.run, plan.teacher.model_dump_json(), ledger.id, budget_usd)
+    same = _SessionKey(plan.run, plan.teacher.model_dump_json(), ledger.id, caps)
     with _lock:
         shared = _open.get(same)
         if shared is None:
-            shared = _open[same] = _Shared(TeacherSession(plan, ledger, budget_usd).__enter__())
+            shared = _open[same] = _Shared(TeacherSession(plan, ledger, caps).__enter__())
         shared.users += 1
     try:
         yield shared.session

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from potstill.teacher.plan import make_plan
+from potstill.teacher.rows import ListedRows
 from tests.fake_teacher import make_teacher, numbered_rows
 
 URL = "http://127.0.0.1:1/v1"
@@ -54,17 +55,17 @@ def test_other_headers_are_taken() -> None:
 def test_what_the_recipe_says_is_asked_for_and_changes_the_key(
     fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    rows = numbered_rows(1)
-    plain, changed = (make_plan(rows, make_teacher(URL, **given), None).answers[0] for given in ({}, fields))
+    rows = ListedRows(numbered_rows(1))
+    plain, changed = (next(make_plan(rows, make_teacher(URL, **given), None).answers()) for given in ({}, fields))
     asked = changed.request.model_dump(exclude_none=True)
     for name, value in expected.items():
-        assert asked[name] == (value + rows[0].prompt.messages if name == "messages" else value)
+        assert asked[name] == (value + plain.prompt.messages if name == "messages" else value)
     assert changed.key != plain.key
     assert changed.prompt == plain.prompt, "the student's prompt stays as it is"
 
 
 def test_where_and_how_it_is_asked_does_not_change_the_key() -> None:
-    rows = numbered_rows(1)
+    rows = ListedRows(numbered_rows(1))
     elsewhere = make_teacher(URL, headers={"X-Title": "a"}, api_version="2024-10-21", prompt_caching=False)
-    keys = {make_plan(rows, teacher, None).answers[0].key for teacher in (make_teacher(URL), elsewhere)}
+    keys = {next(make_plan(rows, teacher, None).answers()).key for teacher in (make_teacher(URL), elsewhere)}
     assert len(keys) == 1

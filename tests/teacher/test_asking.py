@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, TransientTeacherError
-from potstill.ledger import Ledger
+from potstill.ledger import Caps, Ledger
+from potstill.ledger.entries import NO_CAPS
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.outcome import Step
-from potstill.teacher.plan import InputRow, TeachPlan, make_plan
+from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.rows import InputRow, ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.fake_teacher import (
     BAD_REQUEST,
@@ -52,7 +54,7 @@ def teacher() -> Iterator[FakeTeacher]:
 
 
 def planned(teacher: FakeTeacher, rows: list[InputRow], **fields: Any) -> TeachPlan:
-    return make_plan(rows, make_teacher(teacher.url, **fields), None)
+    return make_plan(ListedRows(rows), make_teacher(teacher.url, **fields), None)
 
 
 def ask(
@@ -62,23 +64,23 @@ def ask(
     policy: RetryPolicy = QUICK,
     on_step: Callable[[Step], None] | None = None,
 ) -> Any:
-    with TeacherSession(plan, ledger, None if budget is None else Decimal(budget), policy) as session:
-        return session.answer(plan.answers, on_step)
+    with TeacherSession(plan, ledger, Caps(None if budget is None else Decimal(budget)), policy) as session:
+        return session.answer(on_step=on_step)
 
 
 def answers(plan: TeachPlan, ledger: Ledger) -> dict[str, str]:
     """The text of each stored answer by the id in its prompt."""
-    found = ledger.find_answers(answer.key for answer in plan.answers)
-    marks = {answer.key: answer.prompt.messages[-1]["content"].split()[-1].strip("?") for answer in plan.answers}
+    found = ledger.find_answers(answer.key for answer in plan.answers())
+    marks = {answer.key: answer.prompt.messages[-1]["content"].split()[-1].strip("?") for answer in plan.answers()}
     return {marks[key]: answer.reply.text for key, answer in found.items()}
 
 
 def known_usd(plan: TeachPlan, ledger: Ledger) -> Decimal:
-    return sum((cost.cost_usd for cost in ledger.costs(a.key for a in plan.answers).values()), Decimal(0))
+    return sum((cost.cost_usd for cost in ledger.costs(a.key for a in plan.answers()).values()), Decimal(0))
 
 
 def unknown_usd(plan: TeachPlan, ledger: Ledger) -> Decimal:
-    return sum((cost.unknown_usd for cost in ledger.costs(a.key for a in plan.answers).values()), Decimal(0))
+    return sum((cost.unknown_usd for cost in ledger.costs(a.key for a in plan.answers()).values()), Decimal(0))
 
 
 def right(count: int) -> dict[str, str]:
@@ -116,8 +118,8 @@ def test_what_stands_in_the_ledger_is_not_asked_again_whatever_the_pace(teacher:
 def test_threads_that_hand_in_the_same_batch_at_once_pay_for_it_once(ledger: Ledger) -> None:
     with FakeTeacher(latency=0.05) as teacher:
         plan = planned(teacher, numbered_rows(16))
-        with TeacherSession(plan, ledger, None, QUICK) as session, ThreadPoolExecutor(3) as pool:
-            list(pool.map(session.answer, [plan.answers] * 3))
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session, ThreadPoolExecutor(3) as pool:
+            list(pool.map(session.answer, [None] * 3))
     assert sorted(teacher.marks()) == sorted(right(16))
 
 
@@ -155,7 +157,7 @@ def test_a_storm_of_faults_loses_nothing_and_the_known_cost_is_what_was_billed(l
         ask(plan, ledger, policy=QUICK._replace(attempts=30))
     assert answers(plan, ledger) == right(60)
     assert known_usd(plan, ledger) == teacher.billed_usd
-    costs = ledger.costs(answer.key for answer in plan.answers)
+    costs = ledger.costs(answer.key for answer in plan.answers())
     assert sum(cost.attempts for cost in costs.values()) == len(teacher.requests) > 80
 
 
@@ -221,8 +223,8 @@ def test_a_server_that_asks_to_wait_for_hours_ends_the_run_and_says_so(teacher: 
     ("fault", "error", "says"),
     [
         (UNAUTHORISED, NotAuthorisedError, "key is not accepted"),
-        (FORBIDDEN, NotAuthorisedError, "permission"),
-        (QUOTA, NotAuthorisedError, "quota.*add credit or raise the limit"),
+        (FORBIDDEN, NotAuthorisedError, "may not use this"),
+        (QUOTA, NotAuthorisedError, "quota"),
         (NOT_FOUND, PermanentTeacherError, "model's name"),
         (redirect("http://127.0.0.1:9/v1"), PermanentTeacherError, "redirect"),
     ],
@@ -262,9 +264,9 @@ def test_a_server_that_is_down_costs_nothing_and_only_one_prompt_is_tried(teache
     teacher.__exit__(None, None, None)
     with pytest.raises(TransientTeacherError, match="no connection"):
         ask(plan, ledger, policy=QUICK._replace(attempts=2))
-    costs = ledger.costs(answer.key for answer in plan.answers)
+    costs = ledger.costs(answer.key for answer in plan.answers())
     assert [cost.attempts for cost in costs.values()] == [2]
-    assert ledger.committed_usd(plan.run) == 0
+    assert ledger.account(plan.run).committed_usd == 0
 
 
 def test_the_budget_is_never_overshot_and_a_higher_one_goes_on(ledger: Ledger) -> None:
@@ -274,7 +276,7 @@ def test_the_budget_is_never_overshot_and_a_higher_one_goes_on(ledger: Ledger) -
             ask(plan, ledger, budget="0.005")
         first = len(teacher.requests)
         assert 0 < first < 80
-        assert teacher.billed_usd == ledger.committed_usd(plan.run) <= Decimal("0.005")
+        assert teacher.billed_usd == ledger.account(plan.run).committed_usd <= Decimal("0.005")
         with pytest.raises(BudgetReachedError):
             ask(plan, ledger, budget="0.005")
         assert len(teacher.requests) == first
@@ -289,7 +291,7 @@ def test_attempts_whose_bill_nobody_knows_use_up_the_budget(teacher: FakeTeacher
     with pytest.raises(BudgetReachedError):
         ask(plan, ledger, budget="0.004", policy=QUICK._replace(attempts=30))
     assert unknown_usd(plan, ledger) > Decimal("0.002")
-    assert ledger.committed_usd(plan.run) <= Decimal("0.004")
+    assert ledger.account(plan.run).committed_usd <= Decimal("0.004")
 
 
 def test_no_more_requests_are_in_flight_than_allowed(ledger: Ledger) -> None:
@@ -316,6 +318,6 @@ def test_each_attempt_is_told_as_it_happens(teacher: FakeTeacher, ledger: Ledger
     teacher.fail_next(SERVER_ERROR)
     steps: list[Step] = []
     ask(planned(teacher, numbered_rows(2)), ledger, on_step=steps.append)
-    assert [step.is_answered for step in steps].count(True) == 2
+    assert [step.answered for step in steps].count(1) == 2
     assert len(steps) == 3
     assert sum((step.cost_usd for step in steps), Decimal(0)) == teacher.billed_usd

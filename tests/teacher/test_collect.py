@@ -9,11 +9,13 @@ import pytest
 from potstill.artifacts import ArtifactStore
 from potstill.errors import TransientTeacherError
 from potstill.ledger import Ledger
+from potstill.ledger.entries import NO_CAPS
 from potstill.llm.retrying import RetryPolicy
 from potstill.recipe import Task
 from potstill.records import Completion, read_parquet
 from potstill.teacher.collect import collect, read_summary
-from potstill.teacher.plan import InputRow, TeachPlan, make_plan
+from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.rows import InputRow, ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.fake_teacher import BAD_REQUEST, EMPTY, RESET, FakeTeacher, make_teacher, row
 
@@ -43,11 +45,11 @@ class Bench:
         self.store = ArtifactStore(directory / "store")
 
     def plan(self, rows: list[InputRow] = ROWS, task: Task | None = None, **fields: Any) -> TeachPlan:
-        return make_plan(rows, make_teacher(self.teacher.url, **fields), task)
+        return make_plan(ListedRows(rows), make_teacher(self.teacher.url, **fields), task)
 
     def ask(self, plan: TeachPlan) -> None:
-        with TeacherSession(plan, self.ledger, None, QUICK) as session:
-            session.answer(plan.answers)
+        with TeacherSession(plan, self.ledger, NO_CAPS, QUICK) as session:
+            session.answer()
 
     def collect(self, plan: TeachPlan) -> Path:
         return self.store.path(collect(plan, self.ledger, self.store))
@@ -94,7 +96,9 @@ def test_the_total_holds_every_attempt_and_the_unusable_ones_too(bench: Bench) -
     bench.ask(plan)
     summary = read_summary(bench.collect(plan))
     assert (summary.prompts, summary.answered, summary.quarantined, summary.attempts) == (3, 3, 0, 5)
-    assert summary.total_cost_usd == bench.teacher.billed_usd
+    assert summary.cost_usd == bench.teacher.billed_usd
+    assert summary.unknown == 1
+    assert summary.total_cost_usd == summary.cost_usd * 5 / 4, "an attempt that nobody knows counts as a mean one"
     assert (summary.input_tokens, summary.output_tokens) == bench.teacher.billed
     assert summary.unknown_usd > 0
 
@@ -117,7 +121,7 @@ def test_a_refused_prompt_and_a_wrong_answer_are_quarantined_with_their_reason(b
 def test_while_answers_are_missing_nothing_is_written(bench: Bench) -> None:
     plan = bench.plan()
     bench.ask(bench.plan(ROWS[:2]))
-    with pytest.raises(TransientTeacherError, match=r"1 of 3 answers are missing.*never asked"):
+    with pytest.raises(TransientTeacherError, match=r"1 of 4 answers are missing.*never asked"):
         bench.collect(plan)
     assert bench.store.lookup(plan.key) is None
 

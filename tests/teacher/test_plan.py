@@ -1,33 +1,43 @@
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from potstill.artifacts import ArtifactRef
 from potstill.errors import UnknownPriceError
 from potstill.llm.providers import PROVIDERS
 from potstill.recipe import Task
-from potstill.teacher.plan import TeachPlan, batch_key, make_plan, prompt_set_rows, split_batches, upper_bound_usd
+from potstill.records import Prompt, write_parquet
+from potstill.teacher.plan import TeachPlan, batch_key, make_plan, split_batches, upper_bound_usd
+from potstill.teacher.rows import InputRow, ListedRows, StoredRows
 from tests.fake_teacher import make_teacher, numbered_rows, row
 
 URL = "http://127.0.0.1:9/v1"
+FIRST_KEYS = ["68282100b655c463", "4eec78ae1136cdbc"]
 
 
-def plan(rows: Any = None, task: Task | None = None, **fields: Any) -> TeachPlan:
-    return make_plan(numbered_rows(5) if rows is None else rows, make_teacher(URL, **fields), task)
+def plan(rows: list[InputRow] | None = None, task: Task | None = None, **fields: Any) -> TeachPlan:
+    return make_plan(ListedRows(numbered_rows(5) if rows is None else rows), make_teacher(URL, **fields), task)
 
 
-def test_answers_stand_in_the_order_in_which_their_prompts_first_came_each_once() -> None:
+def test_answers_stand_in_the_order_of_the_rows_and_equal_prompts_ask_for_the_same() -> None:
     rows = [row("b", "1"), row("a", "2"), row("b", "3"), row("c", "4")]
-    found = plan(rows, samples=2)
-    texts = [(answer.prompt.messages[0]["content"], answer.sample_index) for answer in found.answers]
-    assert texts == [("b", 0), ("b", 1), ("a", 0), ("a", 1), ("c", 0), ("c", 1)]
-    assert len({answer.key for answer in found.answers}) == 6
-    assert [row_id for row_id, _ in found.rows] == ["1", "2", "3", "4"]
+    found = list(plan(rows, samples=2).answers())
+    texts = [(answer.row_id, answer.prompt.messages[0]["content"], answer.sample_index) for answer in found]
+    assert texts == [(name, text, sample) for name, text in zip("1234", "babc", strict=True) for sample in (0, 1)]
+    assert [answer.key for answer in found[:2]] == [answer.key for answer in found[4:6]]
+    assert len({answer.key for answer in found}) == 6
+
+
+def test_an_answer_keeps_the_key_that_it_had_in_the_first_version() -> None:
+    """A key that changes is an answer paid for twice."""
+    assert [answer.key[:16] for answer in plan(numbered_rows(2), seed=1).answers()] == FIRST_KEYS
 
 
 def test_each_sample_has_a_seed_of_its_own() -> None:
-    assert [answer.request.seed for answer in plan(numbered_rows(1), samples=3, seed=7).answers] == [7, 8, 9]
-    assert [answer.request.seed for answer in plan(numbered_rows(1), samples=2).answers] == [None, None]
+    assert [answer.request.seed for answer in plan(numbered_rows(1), samples=3, seed=7).answers()] == [7, 8, 9]
+    assert [answer.request.seed for answer in plan(numbered_rows(1), samples=2).answers()] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -49,35 +59,48 @@ def test_what_decides_an_answer_decides_the_key(change: dict[str, Any]) -> None:
 
 def test_more_prompts_keep_the_answers_that_were_there_and_give_another_key() -> None:
     more = plan(numbered_rows(8))
-    assert [answer.key for answer in more.answers[:5]] == [answer.key for answer in plan().answers]
+    assert [answer.key for answer in list(more.answers())[:5]] == [answer.key for answer in plan().answers()]
     assert more.key != plan().key
 
 
 def test_another_task_judges_anew_without_asking_anew() -> None:
     judged = plan(task=Task(kind="extraction"))
     assert judged.key != plan().key
-    assert [answer.key for answer in judged.answers] == [answer.key for answer in plan().answers]
+    assert [answer.key for answer in judged.answers()] == [answer.key for answer in plan().answers()]
 
 
 def test_batches_hold_everything_once_and_a_batch_is_done_in_one_ledger_only() -> None:
-    found = plan(numbered_rows(7), samples=2, batch_size=4)
+    found = plan(numbered_rows(7), batch_size=3)
     batches = split_batches(found)
-    assert [len(batch) for batch in batches] == [4, 4, 4, 2]
-    assert [answer for batch in batches for answer in batch] == found.answers
-    keys = {batch_key(batch, "one") for batch in batches}
-    assert len(keys) == 4
-    assert batch_key(batches[0], "two") not in keys
+    assert [number for batch in batches for number in batch] == list(range(7))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    keys = {str(batch_key(found, batch, "one")) for batch in batches}
+    assert len(keys) == 3
+    assert str(batch_key(found, batches[0], "two")) not in keys
+    assert str(batch_key(plan(numbered_rows(7), batch_size=3, seed=1), batches[0], "one")) not in keys
 
 
-def test_a_row_without_an_id_of_its_own_goes_by_its_prompts() -> None:
+def test_chunks_hold_everything_once_however_few_rows_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.teacher.plan.CHUNK_ROWS", 3)
+    found = plan(numbered_rows(8), samples=2)
+    chunks = list(found.chunks())
+    assert [len(chunk) for chunk in chunks] == [6, 6, 4]
+    assert [answer for chunk in chunks for answer in chunk] == list(found.answers())
+
+
+def test_a_stored_row_without_an_id_of_its_own_goes_by_its_prompts(tmp_path: Path) -> None:
     named, nameless = row("a", "1").prompt, row("b", "2").prompt
-    rows = prompt_set_rows([named.model_copy(update={"row_id": "mine"}), nameless])
-    assert [row_id for row_id, _ in rows] == ["mine", nameless.prompt_id]
+    prompts = [named.model_copy(update={"row_id": "mine"}), nameless]
+    write_parquet(tmp_path / "prompts.parquet", prompts, Prompt)
+    rows = StoredRows(tmp_path, ArtifactRef(kind="PromptSet", uri=str(tmp_path), digest="d", num_rows=2))
+    assert list(rows.read(0, 2)) == [InputRow("mine", prompts[0]), InputRow(nameless.prompt_id, nameless)]
+    assert [found.row_id for found in rows.read(1, 2)] == [nameless.prompt_id]
+    assert len(rows) == 2
 
 
 def test_the_upper_bound_counts_every_byte_that_is_sent_and_every_token_that_may_come() -> None:
     found = plan(numbered_rows(2), max_tokens=100)
-    sizes = [len(str(PROVIDERS["openai_compatible"].body(answer.request)).encode()) for answer in found.answers]
+    sizes = [len(str(PROVIDERS["openai_compatible"].body(answer.request)).encode()) for answer in found.answers()]
     lowest = (sum(sizes) * Decimal("0.8") * Decimal("2.5") + 2 * 100 * 10) / 1_000_000
     highest = (sum(sizes) * Decimal("1.2") * Decimal("2.5") + 2 * 100 * 10) / 1_000_000
     assert lowest < upper_bound_usd(found) < highest

@@ -16,10 +16,12 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from potstill.errors import NotAuthorisedError, PotstillError, TransientTeacherError
-from potstill.ledger import Ledger
+from potstill.ledger import Caps, Ledger
+from potstill.ledger.entries import NO_CAPS
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.fake_teacher import (
     BAD_REQUEST,
@@ -64,7 +66,7 @@ class Door:
 
 
 def planned(teacher: FakeTeacher, count: int, first: int = 0, **fields: Any) -> TeachPlan:
-    return make_plan(numbered_rows(count, first), make_teacher(teacher.url, **fields), None)
+    return make_plan(ListedRows(numbered_rows(count, first)), make_teacher(teacher.url, **fields), None)
 
 
 def statuses(url: str) -> list[str]:
@@ -99,56 +101,65 @@ def interrupted_once(teacher: FakeTeacher, requests: int) -> Iterator[None]:
 def test_the_requests_of_an_interrupted_caller_stop_and_count_at_their_bound(ledger: Ledger, url: str) -> None:
     with FakeTeacher(hang_after_the_first) as teacher:
         plan = planned(teacher, 40, concurrency=4)
-        with TeacherSession(plan, ledger, None, QUICK) as session, interrupted_once(teacher, 5):
-            session.answer(plan.answers)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session, interrupted_once(teacher, 5):
+            session.answer()
         assert len(teacher.requests) == 5, "nothing was asked after the interrupt"
         assert statuses(url) == ["answered", *["unknown"] * 4]
-        costs = ledger.costs(answer.key for answer in plan.answers).values()
+        costs = ledger.costs(answer.key for answer in plan.answers()).values()
         unknown = sum((cost.unknown_usd for cost in costs), Decimal(0))
-        assert ledger.committed_usd(plan.run) == teacher.billed_usd + unknown > teacher.billed_usd
+        assert ledger.account(plan.run).committed_usd == teacher.billed_usd + unknown > teacher.billed_usd
 
 
 def test_a_session_that_ends_while_requests_are_in_flight_closes_their_rows_first(ledger: Ledger, url: str) -> None:
     with FakeTeacher(hang_after_the_first) as teacher, ThreadPoolExecutor(1) as pool:
         plan = planned(teacher, 10, concurrency=3)
-        with TeacherSession(plan, ledger, None, QUICK) as session:
-            caller = pool.submit(session.answer, plan.answers)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+            caller = pool.submit(session.answer)
             teacher.wait_for(4)
         with pytest.raises(CancelledError):
             caller.result(timeout=5)
         assert statuses(url) == ["answered", "unknown", "unknown", "unknown"]
         teacher.behaviour = None
-        with TeacherSession(plan, ledger, None, QUICK) as session:
-            assert session.answer(plan.answers).answered == 9
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+            assert session.answer().answered == 9
 
 
-@pytest.mark.parametrize("leaves", ["who asked first", "who joined"])
-def test_whoever_leaves_takes_no_request_from_another_that_wants_the_same(ledger: Ledger, leaves: str) -> None:
+def test_whoever_leaves_while_another_asks_takes_nothing_from_them(ledger: Ledger) -> None:
     door = Door()
     with FakeTeacher(answer=door.answer) as teacher, ThreadPoolExecutor(1) as pool:
         plan = planned(teacher, 1)
-        with TeacherSession(plan, ledger, None, QUICK) as session:
-            if leaves == "who joined":
-                staying = pool.submit(session.answer, plan.answers)
-                teacher.wait_for(1)
-            else:
-                staying = pool.submit(lambda: (teacher.wait_for(1), session.answer(plan.answers))[1])
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+            staying = pool.submit(session.answer)
+            teacher.wait_for(1)
             with interrupted_once(teacher, 1):
-                session.answer(plan.answers)
+                session.answer()
             door.open()
             assert staying.result(timeout=10).answered == 1
         assert len(teacher.requests) == 1, "and nothing was asked twice"
 
 
+def test_whoever_waits_for_anothers_answer_asks_when_that_one_leaves(ledger: Ledger, url: str) -> None:
+    door = Door()
+    with FakeTeacher(answer=door.answer) as teacher, ThreadPoolExecutor(1) as pool:
+        plan = planned(teacher, 1)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+            staying = pool.submit(lambda: (teacher.wait_for(1), session.answer())[1])
+            with interrupted_once(teacher, 1):
+                session.answer()
+            door.open()
+            assert staying.result(timeout=10).answered == 1
+    assert statuses(url) == ["answered", "unknown"]
+
+
 def test_an_interrupted_probe_proves_nothing(ledger: Ledger) -> None:
     with FakeTeacher(lambda asked: HANG) as teacher:
         plan = planned(teacher, 20)
-        with TeacherSession(plan, ledger, None, QUICK) as session:
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
             with interrupted_once(teacher, 1):
-                session.answer(plan.answers)
+                session.answer()
             teacher.behaviour = lambda asked: SERVER_ERROR
             with pytest.raises(TransientTeacherError):
-                session.answer(plan.answers)
+                session.answer()
         assert len(set(teacher.marks()[1:])) == 1
 
 
@@ -156,8 +167,8 @@ def test_an_interrupted_probe_proves_nothing(ledger: Ledger) -> None:
 def test_a_first_prompt_that_never_gets_an_answer_does_not_stop_the_others(ledger: Ledger, fault: Fault) -> None:
     with FakeTeacher(lambda asked: fault if asked.mark == "#0000" else None) as teacher:
         plan = planned(teacher, 12)
-        with TeacherSession(plan, ledger, None, QUICK) as session:
-            report = session.answer(plan.answers)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+            report = session.answer()
     assert (report.answered, report.unanswered + report.refused) == (11, 1)
 
 
@@ -165,8 +176,8 @@ def test_a_first_prompt_that_never_gets_an_answer_does_not_stop_the_others(ledge
 def test_an_endpoint_whose_answers_can_never_be_used_is_left_after_three_prompts(ledger: Ledger, fault: Fault) -> None:
     with FakeTeacher(lambda asked: fault) as teacher:
         plan = planned(teacher, 40)
-        with TeacherSession(plan, ledger, None, QUICK) as session, pytest.raises(TransientTeacherError):
-            session.answer(plan.answers)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session, pytest.raises(TransientTeacherError):
+            session.answer()
     assert len(set(teacher.marks())) == 3
     assert len(teacher.requests) == 9
 
@@ -181,8 +192,8 @@ def test_a_stop_reaches_those_who_wait_for_the_servers_long_pause(ledger: Ledger
     with FakeTeacher(behave) as teacher:
         plan = planned(teacher, 10, concurrency=2)
         started = time.monotonic()
-        with TeacherSession(plan, ledger, None, QUICK) as session, pytest.raises(NotAuthorisedError):
-            session.answer(plan.answers)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session, pytest.raises(NotAuthorisedError):
+            session.answer()
     assert time.monotonic() - started < 10
     assert len(teacher.requests) == 3
 
@@ -191,8 +202,8 @@ def test_a_stop_does_not_keep_the_pace_of_what_is_no_longer_sent(ledger: Ledger)
     with FakeTeacher(lambda asked: UNAUTHORISED if asked.number else None) as teacher:
         plan = planned(teacher, 100, rpm=240)
         started = time.monotonic()
-        with TeacherSession(plan, ledger, None, QUICK) as session, pytest.raises(NotAuthorisedError):
-            session.answer(plan.answers)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session, pytest.raises(NotAuthorisedError):
+            session.answer()
     assert time.monotonic() - started < 10, "25 s at this pace"
 
 
@@ -201,11 +212,11 @@ class FullLedger(Ledger):
 
     settled = 0
 
-    def settle(self, *args: Any, **fields: Any) -> Decimal:
-        FullLedger.settled += 1
-        if FullLedger.settled > 2:
+    def write(self, settlements: Any, wanted: Any, batch: str | None = None) -> Any:
+        if settlements and FullLedger.settled + len(settlements) > 2:
             raise OSError("disk full")
-        return super().settle(*args, **fields)
+        FullLedger.settled += len(settlements)
+        return super().write(settlements, wanted, batch)
 
 
 @pytest.mark.parametrize("budget", [None, Decimal("0.003")], ids=["without a cap", "with a cap that others wait for"])
@@ -216,14 +227,14 @@ def test_a_ledger_that_cannot_be_written_stops_the_spending(
     with FakeTeacher(latency=0.02) as teacher, ThreadPoolExecutor(1) as pool:
         plan = planned(teacher, 100, concurrency=4)
         with (
-            TeacherSession(plan, FullLedger(url), budget, QUICK) as session,
+            TeacherSession(plan, FullLedger(url), Caps(budget), QUICK) as session,
             pytest.raises(PotstillError, match="cannot be written: disk full"),
         ):
-            pool.submit(session.answer, plan.answers).result(timeout=20)
+            pool.submit(session.answer).result(timeout=20)
         assert len(teacher.requests) <= 2 + 4
-    in_flight = statuses(url).count("in_flight")
-    assert in_flight == len(teacher.requests) - 2, "what could not be closed still counts at its bound"
-    reserved = Ledger(url).committed_usd(plan.run) - 2 * teacher.billed_usd / len(teacher.requests)
+    in_flight, answered = statuses(url).count("in_flight"), statuses(url).count("answered")
+    assert in_flight == len(teacher.requests) - answered > 0, "what could not be closed still counts at its bound"
+    reserved = Ledger(url).account(plan.run).committed_usd - answered * teacher.billed_usd / len(teacher.requests)
     assert reserved > in_flight * plan.rates.upper_bound(0, plan.teacher.max_tokens)
 
 
@@ -233,8 +244,8 @@ def test_a_callback_that_fails_is_told_and_leaves_no_row_open(ledger: Ledger, ur
 
     with FakeTeacher() as teacher:
         plan = planned(teacher, 5)
-        with TeacherSession(plan, ledger, None, QUICK) as session, pytest.raises(BrokenPipeError):
-            session.answer(plan.answers, fail)
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session, pytest.raises(BrokenPipeError):
+            session.answer(on_step=fail)
     assert statuses(url) == ["answered"] * 5
 
 
@@ -253,8 +264,8 @@ def test_all_batches_together_keep_to_one_concurrency(ledger: Ledger) -> None:
 
     with FakeTeacher(answer=answer) as teacher, ThreadPoolExecutor(4) as pool:
         plan = planned(teacher, 40, concurrency=3)
-        batches = [plan.answers[start : start + 10] for start in range(0, 40, 10)]
-        with TeacherSession(plan, ledger, None, QUICK) as session:
+        batches = [range(start, start + 10) for start in range(0, 40, 10)]
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
             reports = list(pool.map(session.answer, batches))
     assert [report.answered for report in reports] == [10] * 4
     assert peak == 3
@@ -264,7 +275,7 @@ def test_a_large_batch_starts_no_more_tasks_than_it_has_requests_in_flight(ledge
     tasks: list[int] = []
     with FakeTeacher() as teacher:
         plan = planned(teacher, 150, concurrency=4)
-        with TeacherSession(plan, ledger, None, QUICK) as session:
-            session.answer(plan.answers, lambda step: tasks.append(len(asyncio.all_tasks())))
+        with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+            session.answer(on_step=lambda step: tasks.append(len(asyncio.all_tasks())))
     assert len(tasks) == 150
     assert max(tasks) < 5 * 4

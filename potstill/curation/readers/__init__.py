@@ -14,6 +14,7 @@ from potstill.curation.readers import chat, openai_log
 from potstill.curation.readers.raw import RawPrompt
 
 READERS = (openai_log.read, chat.read)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 100
 """Objects and lists within each other; no request is deeper, and what follows walks them by recursion."""
 
@@ -32,13 +33,22 @@ def read_lines(path: Path) -> Iterator[Line]:
     """Yield every line that is not blank, in order; a bad one carries its reason and stops nothing."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            text = line.strip().removeprefix(b"\xef\xbb\xbf")
-            if not text:
-                continue
-            try:
-                yield Line(number, text, _recognise(_parse(text)), None)
-            except ValueError as error:
-                yield Line(number, text, None, str(error))
+            if not is_blank(line):
+                yield read_line(number, line)
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing to read."""
+    return not line.strip().removeprefix(BYTE_ORDER_MARK)
+
+
+def read_line(number: int, line: bytes) -> Line:
+    """One line, recognised by its content."""
+    text = line.strip().removeprefix(BYTE_ORDER_MARK)
+    try:
+        return Line(number, text, _recognise(_parse(text)), None)
+    except ValueError as error:
+        return Line(number, text, None, str(error))
 
 
 def _parse(text: bytes) -> Any:

@@ -48,7 +48,7 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
     if status == 402 or any(map(_BILLING.fullmatch, said.codes)) or _NO_CREDIT.search(said.message):
         return Failure("billing", f"{message}: the account has no credit left or has reached a limit of spending")
     if status == 403:
-        return Failure("authorisation", f"{message}: the account has no permission for this")
+        return Failure("authorisation", f"{message}: the account may not use this")
     if status in {404, 405}:
         return Failure("run", f"{message}: check the model's name and base_url")
     if status == 429:

@@ -1,0 +1,1 @@
+"""What else answers prompts in bulk, each in an environment of its own: see `environments`."""

@@ -1,0 +1,182 @@
+"""The database that a ledger lives in: SQLite, or PostgreSQL for several machines.
+
+One writer at a time in either: SQLite's `BEGIN IMMEDIATE`, a transaction's advisory lock on PostgreSQL. What a writer
+has read therefore still holds when it writes. A reader blocks nobody.
+"""
+
+import re
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Engine,
+    String,
+    any_,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from potstill.errors import UsageError
+from potstill.home import potstill_home
+from potstill.ledger.migration import migrate
+from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
+
+BUSY_SECONDS = 30
+KEYS_A_QUERY = 2000
+REMEDY = "Give an address such as sqlite:///ledger.db"
+READING = "potstill_reading"
+WRITERS_LOCK = 0x706F7473
+"""Any number that no other program on this database takes."""
+
+
+class Database:
+    """A connection pool on one ledger's database, whose tables are there and of this version.
+
+    Args:
+        url: SQLAlchemy's form; None for `ledger.db` in the state directory.
+
+    Errors: `UsageError` for an address that SQLAlchemy cannot open.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        parsed = _parse(url or f"sqlite:///{potstill_home() / 'ledger.db'}")
+        self.url = parsed.render_as_string(hide_password=True)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        try:
+            if parsed.database and self.is_sqlite:
+                Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+            self._engine = self._open(parsed)
+            self.id = self._find_id() or self._create()
+        except ImportError as error:
+            raise UsageError(f"ledger {self.url}: {error}: pip install 'potstill[postgres]'") from None
+        except (SQLAlchemyError, OSError) as error:
+            raise UsageError(f"ledger {self.url}: {str(error).partition(chr(10))[0]}. {REMEDY}") from None
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """The only writing transaction of this moment."""
+        with self._engine.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})"))
+            yield connection
+
+    def reading(self) -> Connection:
+        """A context manager: one consistent view."""
+        return self._engine.connect().execution_options(**{READING: True})
+
+    def among(self, column: ColumnElement[str]) -> ColumnElement[bool]:
+        """The condition that a column is one of the values in parameter `keys`, which `keys_parameter` makes."""
+        if self.is_sqlite:
+            return column.in_(select(func.json_each(bindparam("keys", type_=String)).table_valued("value").c.value))
+        return column == any_(bindparam("keys", type_=ARRAY(String)))
+
+    def keys_parameter(self, keys: list[str]) -> dict[str, Any]:
+        return {"keys": orjson.dumps(keys).decode() if self.is_sqlite else keys}
+
+    def insert_if_new(self, table: Any) -> Any:
+        """An INSERT that leaves a row that is there already as it is."""
+        return (sqlite if self.is_sqlite else postgresql).insert(table).on_conflict_do_nothing()
+
+    def now(self, connection: Connection) -> float:
+        """Seconds since the epoch, by the clock that all who share this database share."""
+        if self.is_sqlite:
+            return time.time()
+        return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _open(self, parsed: URL) -> Engine:
+        engine = create_engine(parsed)
+        if self.is_sqlite:
+            event.listen(engine, "connect", _set_up_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _find_id(self) -> str | None:
+        """The id of a ledger that is there, in this version."""
+        with self.reading() as connection:
+            if not inspect(connection).has_table(meta.name):
+                return None
+            stored = {row.name: row.value for row in connection.execute(select(meta.c.name, meta.c.value))}
+        return stored.get("id") if stored.get("schema_version") == str(SCHEMA_VERSION) else None
+
+    def _create(self) -> str:
+        with self.writing() as connection:
+            migrate(connection, self.url)
+            metadata.create_all(connection)
+            insert = self.insert_if_new(meta)
+            connection.execute(insert, {"name": "id", "value": uuid.uuid4().hex[:12]})
+            connection.execute(insert, {"name": "schema_version", "value": str(SCHEMA_VERSION)})
+        found = self._find_id()
+        assert found is not None
+        return found
+
+
+def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of as many keys as one query takes."""
+    iterator = iter(keys)
+    while chunk := list(islice(iterator, KEYS_A_QUERY)):
+        yield chunk
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        shown = re.sub(r"//[^/]*@", "//***@", url)
+        raise UsageError(f"ledger {shown}: {error}. {REMEDY}") from None
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise UsageError(
+            f"ledger {parsed.render_as_string(hide_password=True)}: neither SQLite nor PostgreSQL. {REMEDY}"
+        )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise UsageError(f"ledger {url}: a ledger in memory would forget what was paid. {REMEDY}")
+    return parsed
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A writer takes its turn at once; a reader blocks nobody."""
+    is_reader = connection.get_execution_options().get(READING, False)
+    connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    _switch_to_wal(connection)
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Where several processes open a new database at once, SQLite turns all but one away without the busy timeout."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return

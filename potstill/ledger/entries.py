@@ -1,0 +1,116 @@
+"""What is written into the ledger, and what is read from it."""
+
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from potstill.llm.messages import Reply
+from potstill.llm.pricing import Rates
+from potstill.records import Usage
+
+Purpose = Literal["smoke", "teach", "evaluate", "judge", "base"]
+Status = Literal["in_flight", "answered", "unusable", "refused", "failed", "unknown"]
+"""unusable: a 200 that cannot be used, billed; refused: for what was asked; failed: for now; unknown: perhaps billed."""
+
+
+class Caps(NamedTuple):
+    """What may be spent; None for no cap."""
+
+    run_usd: Decimal | None = None
+    """Over a run and its resumptions."""
+    month_usd: Decimal | None = None
+    """Over all runs of a recipe in a UTC month."""
+
+
+NO_CAPS = Caps()
+
+
+class AttemptPlan(NamedTuple):
+    """What is about to be sent."""
+
+    answer_key: str
+    prompt_id: str
+    run: str
+    """Names the account that the run's cap is compared with."""
+    purpose: Purpose
+    provider: str
+    model: str
+    bound_usd: Decimal
+    rates: Rates
+    month: str | None = None
+    """Names the account of the recipe's UTC month; None where no recipe asks."""
+
+
+class Admission(NamedTuple):
+    """Whether an attempt may leave."""
+
+    attempt_id: int | None
+    """Its row; None where it may not."""
+    why_not: Literal["answered", "refused", "claimed", "no_room"] | None = None
+    """An answer stands there; the request was refused for good; somebody asks right now; a cap does not admit it."""
+
+
+class Settlement(NamedTuple):
+    """How an attempt ended."""
+
+    attempt_id: int
+    plan: AttemptPlan
+    status: Status
+    reply: Reply | None = None
+    usage: Usage | None = None
+    http_status: int | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What is known of it; 0 where nothing is."""
+        return Decimal(0) if self.usage is None else self.plan.rates.cost(self.usage)
+
+
+class Answer(NamedTuple):
+    """A stored answer."""
+
+    reply: Reply
+    seconds: float
+
+
+class Standing(NamedTuple):
+    """What a ledger lacks of some keys."""
+
+    missing: set[str]
+    """No answer, and not refused for good: still to be asked."""
+    refused: set[str]
+
+
+class KeyCost(NamedTuple):
+    """What one answer key has cost, over all its attempts."""
+
+    attempts: int = 0
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+    """The sum of what is known."""
+    billed: int = 0
+    """Attempts that it is the cost of."""
+    unknown: int = 0
+    """Attempts whose bill nobody knows."""
+    unknown_usd: Decimal = Decimal(0)
+    """Their upper bound; not in `cost_usd`."""
+    refused: bool = False
+    """The provider rejects this request for what it is: asking again would not help."""
+    last_error: str | None = None
+
+
+class AccountState(NamedTuple):
+    """One account: a run's, or that of a recipe's month."""
+
+    spent_usd: Decimal = Decimal(0)
+    """Known costs, and the upper bound of unknown ones."""
+    reserved_usd: Decimal = Decimal(0)
+
+    @property
+    def committed_usd(self) -> Decimal:
+        """What a cap is compared with."""
+        return self.spent_usd + self.reserved_usd

@@ -1,0 +1,116 @@
+"""Group commits: what the requests of one event loop write at about the same time is one transaction.
+
+A transaction costs about as much for one row as for fifty, and it may not block the loop: it runs in a thread.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TypeVar
+
+from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement, Standing
+from potstill.ledger.ledger import Ledger
+
+T = TypeVar("T")
+LINGER_SECONDS = 0.005
+"""An answer counts only after its group is committed, so this delays it."""
+
+
+class GroupedLedger:
+    """A ledger as coroutines on one event loop see it. Every method returns once what it wrote is committed.
+
+    Args:
+        linger_seconds: how long the first of a group waits for others.
+        executor: where transactions run; None for a thread of its own.
+
+    Errors: SQLAlchemy's, to every waiter of a group whose transaction failed.
+    """
+
+    def __init__(
+        self, ledger: Ledger, linger_seconds: float = LINGER_SECONDS, executor: Executor | None = None
+    ) -> None:
+        self.ledger = ledger
+        self._linger_seconds = linger_seconds
+        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._wanted: list[tuple[AttemptPlan, Caps, asyncio.Future[Admission]]] = []
+        self._settlements: list[tuple[Settlement, asyncio.Future[None]]] = []
+        self._commit: asyncio.Task[None] | None = None
+
+    async def begin(self, plan: AttemptPlan, caps: Caps) -> Admission:
+        """As `Ledger.begin`."""
+        future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+        self._wanted.append((plan, caps, future))
+        self._wake()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and (attempt_id := future.result().attempt_id) is not None:
+                self._give_back(attempt_id, plan)
+            raise
+
+    async def settle(self, settlement: Settlement) -> None:
+        """As `Ledger.settle`; it is written even where the waiter is cancelled meanwhile."""
+        await self.post(settlement)
+
+    def post(self, settlement: Settlement) -> asyncio.Future[None]:
+        """Have an attempt settled, whether or not somebody waits for it."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody asks for it
+        self._settlements.append((settlement, future))
+        self._wake()
+        return future
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a blocking method of the ledger in the ledger's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def look_up(self, keys: Iterable[str]) -> Standing:
+        """As `Ledger.look_up`."""
+        return await self.run(self.ledger.look_up, list(keys))
+
+    async def flush(self) -> None:
+        """Return once all is written that waits."""
+        while self._commit is not None:
+            await asyncio.wait([self._commit])
+
+    async def close(self) -> None:
+        """Write what still waits; the ledger itself stays open."""
+        await self.flush()
+        self._executor.shutdown()
+
+    def _wake(self) -> None:
+        if self._commit is None:
+            self._commit = asyncio.create_task(self._write_groups())
+
+    async def _write_groups(self) -> None:
+        try:
+            await asyncio.sleep(self._linger_seconds)
+            while self._wanted or self._settlements:
+                await self._write_group()
+        finally:
+            self._commit = None
+
+    async def _write_group(self) -> None:
+        wanted, self._wanted = self._wanted, []
+        settlements, self._settlements = self._settlements, []
+        begins = [(plan, caps) for plan, caps, future in wanted if not future.cancelled()]
+        waiting = [future for _, _, future in wanted if not future.cancelled()]
+        try:
+            admissions = await self.run(self.ledger.write, [entry for entry, _ in settlements], begins)
+        except Exception as error:  # noqa: BLE001 - each waiter raises it where its request is
+            for future in [*waiting, *(future for _, future in settlements)]:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for _, future in settlements:
+            if not future.done():
+                future.set_result(None)
+        for (plan, _), admission, future in zip(begins, admissions, waiting, strict=True):
+            if not future.done():
+                future.set_result(admission)
+            elif admission.attempt_id is not None:
+                self._give_back(admission.attempt_id, plan)
+
+    def _give_back(self, attempt_id: int, plan: AttemptPlan) -> None:
+        """Close an attempt whose sender was cancelled while it was begun."""
+        self.post(Settlement(attempt_id, plan, "failed", error="cancelled before it was sent"))

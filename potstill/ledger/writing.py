@@ -1,0 +1,231 @@
+"""How attempts are begun and settled: so many at once as come together, in one transaction."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import BigInteger, Connection, bindparam, insert, select, update
+
+from potstill.ledger.database import Database
+from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement
+from potstill.ledger.schema import Usd, accounts, answers, attempts, prices, to_pico
+from potstill.llm.pricing import Rates
+from potstill.records import Usage
+
+NOTHING = Usage()
+ZERO = Decimal(0)
+Changes = dict[str, list[int]]
+"""By account: what is added to its reserved and to its spent pico-dollars."""
+
+
+class Begin(NamedTuple):
+    """An attempt that wants to leave, under the id that it would get."""
+
+    attempt_id: int
+    owner_id: int
+    plan: AttemptPlan
+    caps: Caps
+    batch: str | None = None
+
+
+class Writer:
+    """Writes for one ledger; its statements are built once. Every method runs in the caller's writing transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._prices: dict[Rates, int] = {}
+        keys = database.among
+        self._answered = select(answers.c.answer_key).where(keys(answers.c.answer_key))
+        barring = attempts.c.status.in_(["in_flight", "refused"])
+        self._barred = select(attempts.c.answer_key, attempts.c.status).where(barring & keys(attempts.c.answer_key))
+        self._states = select(accounts.c.name, _pico(accounts.c.spent_usd), _pico(accounts.c.reserved_usd)).where(
+            keys(accounts.c.name)
+        )
+        self._open_account = database.insert_if_new(accounts).values(spent_usd=ZERO, reserved_usd=ZERO)
+        self._change_account = (
+            update(accounts)
+            .where(accounts.c.name == bindparam("account"))
+            .values(
+                reserved_usd=accounts.c.reserved_usd + bindparam("reserved", type_=BigInteger),
+                spent_usd=accounts.c.spent_usd + bindparam("spent", type_=BigInteger),
+            )
+        )
+        self._insert = insert(attempts).values({"bound_usd": bindparam("bound_pico", type_=BigInteger)})
+        self._close = (
+            update(attempts)
+            .where(attempts.c.id == bindparam("attempt"))
+            .values({"cost_usd": bindparam("cost_pico", type_=BigInteger)})
+        )
+        self._keep = database.insert_if_new(answers)
+
+    def begin(self, connection: Connection, wanted: Sequence[Begin], now: float) -> list[Admission]:
+        """Record each attempt and reserve its upper bound, in their order, as far as claims and caps admit them."""
+        keys = self._database.keys_parameter([begin.plan.answer_key for begin in wanted])
+        answered = set(connection.scalars(self._answered, keys))
+        barred = {row.answer_key: row.status for row in connection.execute(self._barred, keys)}
+        room = _Room(self._account_states(connection, wanted))
+        admissions: list[Admission] = []
+        rows: list[dict[str, Any]] = []
+        for begin in wanted:
+            plan = begin.plan
+            if plan.answer_key in answered:
+                admissions.append(Admission(None, "answered"))
+            elif plan.answer_key in barred:
+                is_refused = barred[plan.answer_key] == "refused"
+                admissions.append(Admission(None, "refused" if is_refused else "claimed"))
+            elif not room.take(plan, begin.caps):
+                admissions.append(Admission(None, "no_room"))
+            else:
+                barred[plan.answer_key] = "in_flight"
+                rows.append(self._row(connection, begin, now))
+                admissions.append(Admission(begin.attempt_id))
+        if rows:
+            connection.execute(self._insert, rows)
+            self._change(connection, room.changes)
+        return admissions
+
+    def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
+        """Close attempts, release their reservations and store their answers."""
+        ids = [settlement.attempt_id for settlement in settlements]
+        # a clock that was set may have made this process look dead: then its bound is counted as spent already
+        query = select(attempts.c.id).where(attempts.c.id.in_(ids), attempts.c.status != "in_flight")
+        closed_by_others = set(connection.scalars(query))
+        connection.execute(self._close, [_closed(settlement) for settlement in settlements])
+        changes: Changes = defaultdict(lambda: [0, 0])
+        for settlement in settlements:
+            bound = to_pico(settlement.plan.bound_usd)
+            counted = bound if settlement.status == "unknown" else to_pico(settlement.cost_usd)
+            is_open = settlement.attempt_id not in closed_by_others
+            for account in _accounts_of(settlement.plan):
+                changes[account][0] -= bound if is_open else 0
+                changes[account][1] += counted if is_open else counted - bound
+        self._change(connection, changes)
+        kept = [_kept(settlement) for settlement in settlements if settlement.reply is not None]
+        if kept:
+            connection.execute(self._keep, kept)
+
+    def close_as_unknown(self, connection: Connection, rows: Iterable[Any], error: str) -> int:
+        """Close rows (id, run, month, bound_pico) of attempts in flight whose end nobody will tell; returns how many."""
+        changes: Changes = defaultdict(lambda: [0, 0])
+        ids: list[int] = []
+        for row in rows:
+            ids.append(row.id)
+            for account in filter(None, (row.run, row.month)):
+                changes[account][0] -= row.bound_pico
+                changes[account][1] += row.bound_pico
+        if ids:
+            closing = update(attempts).where(attempts.c.id == bindparam("attempt"))
+            values = {"status": "unknown", "error": error}
+            connection.execute(closing.values(values), [{"attempt": number} for number in ids])
+            self._change(connection, changes)
+        return len(ids)
+
+    def forget_prices(self) -> None:
+        """After a transaction that failed: what it added is not there."""
+        self._prices.clear()
+
+    def _account_states(self, connection: Connection, wanted: Sequence[Begin]) -> dict[str, list[int]]:
+        names = sorted({account for begin in wanted for account in _accounts_of(begin.plan)})
+        parameter = self._database.keys_parameter(names)
+        found = {name: [spent, reserved] for name, spent, reserved in connection.execute(self._states, parameter)}
+        if new := [name for name in names if name not in found]:
+            connection.execute(self._open_account, [{"name": name} for name in new])
+            found |= {name: [0, 0] for name in new}
+        return found
+
+    def _change(self, connection: Connection, changes: Changes) -> None:
+        rows = [{"account": name, "reserved": plus[0], "spent": plus[1]} for name, plus in sorted(changes.items())]
+        connection.execute(self._change_account, rows)
+
+    def _row(self, connection: Connection, begin: Begin, now: float) -> dict[str, Any]:
+        plan = begin.plan
+        return {
+            "id": begin.attempt_id,
+            "answer_key": plan.answer_key,
+            "prompt_id": plan.prompt_id,
+            "run": plan.run,
+            "month": plan.month,
+            "purpose": plan.purpose,
+            "provider": plan.provider,
+            "model": plan.model,
+            "status": "in_flight",
+            "bound_pico": to_pico(plan.bound_usd),
+            "price": self._price(connection, plan.rates),
+            "owner": begin.owner_id,
+            "batch": begin.batch,
+            "started_at": now,
+            **_tokens(NOTHING),
+        }
+
+    def _price(self, connection: Connection, rates: Rates) -> int:
+        if (known := self._prices.get(rates)) is not None:
+            return known
+        content = orjson.dumps(rates.snapshot()).decode()
+        connection.execute(self._database.insert_if_new(prices), {"content": content})
+        found = connection.scalar(select(prices.c.id).where(prices.c.content == content))
+        assert found is not None
+        self._prices[rates] = found
+        return found
+
+
+class _Room:
+    """What the caps still admit while one group of attempts is begun."""
+
+    def __init__(self, states: dict[str, list[int]]) -> None:
+        self._committed = {name: spent + reserved for name, (spent, reserved) in states.items()}
+        self.changes: Changes = defaultdict(lambda: [0, 0])
+
+    def take(self, plan: AttemptPlan, caps: Caps) -> bool:
+        """Reserve an attempt's bound in both of its accounts, or in neither."""
+        bound = to_pico(plan.bound_usd)
+        for account, cap in ((plan.run, caps.run_usd), (plan.month, caps.month_usd)):
+            if account is not None and cap is not None and self._committed[account] + bound > to_pico(cap):
+                return False
+        for account in _accounts_of(plan):
+            self._committed[account] += bound
+            self.changes[account][0] += bound
+        return True
+
+
+def _accounts_of(plan: AttemptPlan) -> tuple[str, ...]:
+    return (plan.run,) if plan.month is None else (plan.run, plan.month)
+
+
+def _closed(settlement: Settlement) -> dict[str, Any]:
+    return {
+        "attempt": settlement.attempt_id,
+        "status": settlement.status,
+        "http_status": settlement.http_status,
+        "error": settlement.error,
+        "cost_pico": None if settlement.status == "unknown" else to_pico(settlement.cost_usd),
+        "seconds": settlement.seconds,
+        **_tokens(settlement.usage or NOTHING),
+    }
+
+
+def _kept(settlement: Settlement) -> dict[str, Any]:
+    reply = settlement.reply
+    assert reply is not None
+    return {
+        "answer_key": settlement.plan.answer_key,
+        "attempt_id": settlement.attempt_id,
+        "message": orjson.dumps(reply.message).decode(),
+        "finish_reason": reply.finish_reason,
+    }
+
+
+def _tokens(usage: Usage) -> dict[str, int]:
+    return {
+        "input_tokens": usage.input,
+        "cached_input_tokens": usage.cached_input,
+        "cache_write_tokens": usage.cache_write,
+        "output_tokens": usage.output,
+        "reasoning_tokens": usage.reasoning,
+    }
+
+
+def _pico(column: Any) -> Any:
+    """A column of USD as the whole pico-dollars that are stored."""
+    return column.cast(BigInteger).label(f"{column.name}_pico") if isinstance(column.type, Usd) else column

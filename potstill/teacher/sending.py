@@ -1,0 +1,216 @@
+"""One attempt: paced, reserved in the ledger, sent, and settled whatever becomes of it."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Literal
+
+from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, TransientTeacherError
+from potstill.ledger.entries import Admission, AttemptPlan, Caps, Purpose, Settlement, Status
+from potstill.ledger.grouping import GroupedLedger
+from potstill.llm.breaker import Breaker
+from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.limiter import Cost, Limiter, Ticket
+from potstill.llm.messages import ChatRequest, Reply, shared_prefix
+from potstill.llm.providers.base import Failure, Limit, LimitName
+from potstill.llm.retrying import UnansweredError
+from potstill.teacher.budget import describe_cap
+from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step
+from potstill.teacher.plan import PlannedAnswer, TeachPlan
+from potstill.teacher.stopping import Stop
+
+BYTES_A_TOKEN = 4
+NO_LIMITS: Mapping[LimitName, Limit] = {}
+LONGEST_WAIT_SECONDS = 300.0
+"""A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
+ROOM_SECONDS = 1.0
+"""How often somebody who waits for room in the budget looks whether another process has made some."""
+
+Sent = Literal["answered", "found", "claimed"]
+"""An answer came; one stands in the ledger already; somebody asks for the same right now."""
+
+
+class Sender:
+    """Sends the attempts of one run; everything in it runs on one event loop.
+
+    Args:
+        caps: what may be spent by the plan's run, and by its recipe in this month.
+    """
+
+    def __init__(
+        self, plan: TeachPlan, ledger: GroupedLedger, client: ChatClient, caps: Caps, stop: Stop, purpose: Purpose
+    ) -> None:
+        self._plan = plan
+        self._run = plan.run
+        self._ledger = ledger
+        self._client = client
+        self._caps = caps
+        self._stop = stop
+        self._purpose: Purpose = purpose
+        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, sleep=stop.sleep)
+        self._breaker = Breaker()
+        self._prefixes: set[str] = set()
+        self._settled = asyncio.Event()
+        self.has_replied = False
+        """Whether the endpoint has sent an HTTP 200: what it says of a prompt is then the prompt's fault."""
+
+    async def send(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> Sent:
+        """Ask once.
+
+        Errors: `UnansweredError` where another attempt may help, `RefusedError` where none would; what ends the run.
+        """
+        self._stop.check()
+        body = self._encode(answer.request)
+        ticket = await self._limiter.acquire(Cost(len(body) // BYTES_A_TOKEN, answer.request.max_tokens))
+        plan = self._attempt_plan(answer, len(body))
+        try:
+            admission = await self._reserve(plan)
+        except BaseException:
+            self._limiter.release(ticket)
+            raise
+        if admission.attempt_id is None:
+            self._limiter.release(ticket)
+            return await self._not_sent(admission, answer)
+        started = time.monotonic()
+        attempt: Attempt | None = None
+        try:
+            attempt = await self._client.ask(body)
+            self.has_replied = self.has_replied or attempt.http_status == 200
+        finally:
+            self._learn(ticket, attempt)
+            settlement = self._settlement(admission.attempt_id, plan, attempt, time.monotonic() - started)
+            if attempt is None:  # cancelled: nobody is there to wait
+                self._ledger.post(settlement)
+        assert attempt is not None
+        with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+            await self._ledger.settle(settlement)
+        self._settled.set()  # wakes all that wait; who waits next waits for the next
+        self._settled = asyncio.Event()
+        on_step(Step(1, int(settlement.status == "answered"), cost_usd=settlement.cost_usd))
+        self._judge(attempt)
+        return "answered"
+
+    def _encode(self, request: ChatRequest) -> bytes:
+        """The body; from the second request on that begins with the same long text, the provider is to keep it."""
+        prefix = shared_prefix(request) if self._plan.teacher.prompt_caching else None
+        is_known = prefix in self._prefixes
+        if prefix is not None:
+            self._prefixes.add(prefix)
+        return self._client.encode(request, cache_prefix=is_known)
+
+    def _learn(self, ticket: Ticket, attempt: Attempt | None) -> None:
+        """Tell the pace, and whoever watches over the endpoint, how a request ended."""
+        failure = attempt.outcome if attempt and isinstance(attempt.outcome, Failure) else None
+        usage = attempt.outcome.usage if attempt else None
+        self._limiter.settle(
+            ticket,
+            limits=attempt.limits if attempt else NO_LIMITS,
+            usage=None if usage is None else (usage.input, usage.output),
+            is_rate_limited=failure is not None and failure.cause == "rate_limit",
+            retry_after_seconds=failure.retry_after_seconds if failure else None,
+        )
+        if attempt is not None and (failure is None or failure.cause in {"transient", "request"}):
+            self._breaker.record(failure is None or failure.cause == "request")
+
+    def _attempt_plan(self, answer: PlannedAnswer, num_bytes: int) -> AttemptPlan:
+        return AttemptPlan(
+            answer_key=answer.key,
+            prompt_id=answer.prompt.prompt_id,
+            run=self._run,
+            purpose=self._purpose,
+            provider=self._client.provider.name,
+            model=answer.request.model,
+            bound_usd=self._plan.rates.upper_bound(num_bytes, answer.request.max_tokens),
+            rates=self._plan.rates,
+            month=self._plan.month(),
+        )
+
+    async def _reserve(self, plan: AttemptPlan) -> Admission:
+        """The attempt's row, once the caps admit it; while requests are in flight, one of them may make room."""
+        while True:
+            self._stop.check()
+            settled = self._settled
+            with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+                admission = await self._ledger.begin(plan, self._caps)
+                if admission.why_not != "no_room":
+                    return admission
+                in_flight = await self._ledger.run(self._count_in_flight, plan)
+            if in_flight == 0:
+                await self._ledger.run(self._stop_at_the_cap, plan)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ROOM_SECONDS):
+                    await settled.wait()
+
+    def _count_in_flight(self, plan: AttemptPlan) -> int:
+        """How many living processes' requests may still make room."""
+        accounts = [plan.run] if plan.month is None else [plan.run, plan.month]
+        self._ledger.ledger.close_orphans()
+        return self._ledger.ledger.count_online(accounts)
+
+    def _stop_at_the_cap(self, plan: AttemptPlan) -> None:
+        self._stop.because(BudgetReachedError(describe_cap(self._plan, self._ledger.ledger, plan, self._caps)))
+
+    async def _not_sent(self, admission: Admission, answer: PlannedAnswer) -> Sent:
+        if admission.why_not == "refused":
+            known = await self._ledger.run(self._ledger.ledger.costs, [answer.key])
+            raise RefusedError(known[answer.key].last_error or "refused")
+        return "claimed" if admission.why_not == "claimed" else "found"
+
+    def _settlement(self, attempt_id: int, plan: AttemptPlan, attempt: Attempt | None, seconds: float) -> Settlement:
+        """How the attempt ended; `attempt` is None where it was cancelled."""
+        if attempt is None:
+            return Settlement(attempt_id, plan, "unknown", error="cancelled", seconds=seconds)
+        outcome = attempt.outcome
+        is_reply = isinstance(outcome, Reply)
+        return Settlement(
+            attempt_id,
+            plan,
+            _status(attempt) if self.has_replied else _early_status(attempt),
+            reply=outcome if is_reply else None,
+            usage=outcome.usage,
+            http_status=attempt.http_status,
+            error=None if is_reply else outcome.message,
+            seconds=seconds,
+        )
+
+    def _judge(self, attempt: Attempt) -> None:
+        """Raise what the outcome means for this request, for the run, or for the pace."""
+        failure = attempt.outcome
+        if isinstance(failure, Reply):
+            return
+        said = f"{self._client.base_url}: {failure.message}"
+        if failure.cause == "authorisation":
+            self._stop.because(NotAuthorisedError(said))
+        elif failure.cause == "billing":
+            self._stop.because(NotAuthorisedError(f"{said}: add credit or raise the limit, then run the same again"))
+        elif failure.cause == "run":
+            self._stop.because(PermanentTeacherError(said))
+        elif failure.cause == "request":
+            raise (RefusedError if self.has_replied else EarlyRefusalError)(failure.message)
+        elif (failure.retry_after_seconds or 0) > LONGEST_WAIT_SECONDS:
+            wait = f"it asks to wait {failure.retry_after_seconds:.0f} s"
+            self._stop.because(TransientTeacherError(f"{said}; {wait}: run the same again then"))
+        elif self._breaker.is_open:
+            self._stop.because(
+                TransientTeacherError(f"{said}; {self._breaker.reason()}: run the same again when it is up")
+            )
+        self._stop.check()
+        raise UnansweredError(failure.message, failure.retry_after_seconds)
+
+
+def _status(attempt: Attempt) -> Status:
+    if isinstance(attempt.outcome, Reply):
+        return "answered"
+    if attempt.may_be_billed:
+        return "unknown"
+    if attempt.outcome.usage is not None:
+        return "unusable"
+    return "refused" if attempt.outcome.cause == "request" else "failed"
+
+
+def _early_status(attempt: Attempt) -> Status:
+    """Before an endpoint has answered anything, a refusal may be its own fault: it counts when it is repeated."""
+    status = _status(attempt)
+    return "failed" if status == "refused" else status

@@ -1,0 +1,103 @@
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.ledger import Caps, Ledger, Settlement
+from potstill.ledger.entries import NO_CAPS, Admission
+from potstill.ledger.grouping import GroupedLedger
+from tests.ledger.test_ledger import REPLY, plan, rows
+
+
+class CountedLedger(Ledger):
+    """Counts its transactions, and fails when it is told to."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.groups: list[int] = []
+        self.is_broken = False
+
+    def write(self, settlements: Sequence[Settlement], wanted: Sequence[Any], batch: str | None = None) -> Any:
+        if self.is_broken:
+            raise OSError("disk full")
+        self.groups.append(len(settlements) + len(wanted))
+        return super().write(settlements, wanted, batch)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> CountedLedger:
+    return CountedLedger(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+def answered(attempt_id: int, key: str) -> Settlement:
+    return Settlement(attempt_id, plan(key), "answered", REPLY, REPLY.usage, 200)
+
+
+async def test_what_comes_together_is_one_transaction_and_each_gets_its_own_row(ledger: CountedLedger) -> None:
+    grouped = GroupedLedger(ledger)
+    admissions = await asyncio.gather(*(grouped.begin(plan(f"k{number}"), NO_CAPS) for number in range(50)))
+    assert ledger.groups == [50]
+    await asyncio.gather(
+        *(grouped.settle(answered(row.attempt_id or 0, f"k{number}")) for number, row in enumerate(admissions))
+    )
+    assert ledger.groups == [50, 50]
+    assert [key for key, status, _ in rows(ledger.url) if status == "answered"] == [f"k{n}" for n in range(50)]
+    await grouped.close()
+
+
+async def test_an_answer_counts_only_when_it_is_committed(ledger: CountedLedger) -> None:
+    grouped = GroupedLedger(ledger)
+    admission = await grouped.begin(plan("k"), NO_CAPS)
+    waiting = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id or 0, "k")))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert not ledger.find_answers(["k"])
+    await waiting
+    assert ledger.find_answers(["k"])
+    await grouped.close()
+
+
+async def test_a_transaction_that_fails_fails_all_who_wait_for_it_and_none_who_come_later(
+    ledger: CountedLedger,
+) -> None:
+    grouped = GroupedLedger(ledger)
+    ledger.is_broken = True
+    outcomes = await asyncio.gather(
+        *(grouped.begin(plan(f"k{number}"), NO_CAPS) for number in range(3)), return_exceptions=True
+    )
+    assert [str(outcome) for outcome in outcomes] == ["disk full"] * 3
+    ledger.is_broken = False
+    assert (await grouped.begin(plan("k0"), NO_CAPS)).attempt_id is not None
+    await grouped.close()
+
+
+@pytest.mark.parametrize("yields", [0, 1, 2, 5, 50])
+async def test_a_sender_cancelled_while_it_begins_leaves_nothing_reserved(ledger: CountedLedger, yields: int) -> None:
+    grouped = GroupedLedger(ledger, linger_seconds=0)
+    task = asyncio.create_task(grouped.begin(plan("k"), Caps(Decimal(1))))
+    for _ in range(yields):
+        await asyncio.sleep(0 if yields < 50 else 0.001)
+    task.cancel()
+    outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+    await grouped.flush()
+    if isinstance(outcome, Admission):
+        assert outcome.attempt_id is not None
+        assert ledger.account("run").reserved_usd == plan("k").bound_usd
+    else:
+        assert ledger.account("run").reserved_usd == 0
+        assert ledger.begin(plan("k")).attempt_id is not None
+    await grouped.close()
+
+
+async def test_a_settlement_is_written_though_its_waiter_is_cancelled(ledger: CountedLedger) -> None:
+    grouped = GroupedLedger(ledger)
+    admission = await grouped.begin(plan("k"), NO_CAPS)
+    task = asyncio.create_task(grouped.settle(answered(admission.attempt_id or 0, "k")))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await grouped.close()
+    assert ledger.find_answers(["k"])
