@@ -98,6 +98,13 @@ class Teacher(Part):
     samples: int = Field(
         default=1, ge=1, le=16, description="Answers asked for each prompt; the first usable one is trained on."
     )
+    mode: Literal["online", "batch"] = Field(
+        default="online", description="batch: half the price, and an answer within a day."
+    )
+    batch_poll_seconds: float = Field(default=60, gt=0, description="How often a batch is looked at.")
+    stragglers_online: bool = Field(
+        default=False, description="What a batch leaves without an answer is asked for online, at the full price."
+    )
     concurrency: int = Field(default=16, ge=1, le=1024, description="Requests in flight at most.")
     rpm: int | None = Field(default=None, ge=1, description="Requests a minute at most.")
     tpm: int | None = Field(default=None, ge=1, description="Tokens a minute at most.")

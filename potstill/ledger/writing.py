@@ -87,22 +87,25 @@ class Writer:
         return admissions
 
     def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
-        """Close attempts, release their reservations and store their answers."""
+        """Close attempts, release their reservations and store their answers; what is settled already stays so."""
         ids = [settlement.attempt_id for settlement in settlements]
+        query = select(attempts.c.id, attempts.c.status).where(attempts.c.id.in_(ids), attempts.c.status != "in_flight")
+        before = {row.id: row.status for row in connection.execute(query)}
         # a clock that was set may have made this process look dead: then its bound is counted as spent already
-        query = select(attempts.c.id).where(attempts.c.id.in_(ids), attempts.c.status != "in_flight")
-        closed_by_others = set(connection.scalars(query))
-        connection.execute(self._close, [_closed(settlement) for settlement in settlements])
+        mine = [found for found in settlements if before.get(found.attempt_id, "unknown") == "unknown"]
+        if not mine:
+            return
+        connection.execute(self._close, [_closed(settlement) for settlement in mine])
         changes: Changes = defaultdict(lambda: [0, 0])
-        for settlement in settlements:
+        for settlement in mine:
             bound = to_pico(settlement.plan.bound_usd)
             counted = bound if settlement.status == "unknown" else to_pico(settlement.cost_usd)
-            is_open = settlement.attempt_id not in closed_by_others
+            is_open = settlement.attempt_id not in before
             for account in _accounts_of(settlement.plan):
                 changes[account][0] -= bound if is_open else 0
                 changes[account][1] += counted if is_open else counted - bound
         self._change(connection, changes)
-        kept = [_kept(settlement) for settlement in settlements if settlement.reply is not None]
+        kept = [_kept(settlement) for settlement in mine if settlement.reply is not None]
         if kept:
             connection.execute(self._keep, kept)
 
