@@ -9,8 +9,9 @@ from potstill.ledger import Ledger
 from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
 from potstill.teacher.outcome import BatchReport
-from potstill.teacher.plan import batch_key, has_open_batches, open_batches, split_batches
+from potstill.teacher.plan import batch_key, split_batches
 from potstill.teacher.sharing import caps_of, plan_of, shared_session
+from potstill.teacher.unfinished import has_open_batches, open_batches
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
 from tasks.provider_batches import ask_in_batches
 from tasks.spending import wait_for

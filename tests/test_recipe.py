@@ -52,6 +52,8 @@ OTHER_VALUES: dict[str, Any] = {
     "teacher.temperature": 0,
     "teacher.seed": 0,
     "teacher.samples": 2,
+    "teacher.choose": "majority",
+    "teacher.quality_retries": 1,
     "teacher.concurrency": 1,
     "teacher.rpm": 1,
     "teacher.tpm": 1,

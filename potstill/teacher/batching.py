@@ -18,6 +18,7 @@ from potstill.llm.pricing import Rates
 from potstill.llm.providers import PROVIDERS
 from potstill.teacher.budget import describe_cap
 from potstill.teacher.collecting import close_batch, close_rejected, close_unsubmitted
+from potstill.teacher.mending import retries_wanted
 from potstill.teacher.outcome import BatchReport, Step, Tally
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 
@@ -134,7 +135,8 @@ class BatchAsker:
         return done
 
     def _missing(self, *, is_first: bool) -> Iterator[_Item]:
-        for chunk in self._plan.chunks():
+        for planned in self._plan.chunks():
+            chunk = [*planned, *retries_wanted(self._plan, self._ledger, planned)]
             standing = self._ledger.look_up(answer.key for answer in chunk)
             wanted = {answer.key: answer for answer in chunk if answer.key in standing.missing}
             for answer in wanted.values():
@@ -149,10 +151,11 @@ class BatchAsker:
     def _bodies(self, token: str, keys: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The bodies of these answers, made one at a time."""
         left = set(keys)
-        for answer in self._plan.answers():
-            if answer.key in left:
-                left.remove(answer.key)
-                yield custom_id(token, answer.key[:32]), self._provider.body(answer.request)
+        for planned in self._plan.chunks():
+            for answer in (*planned, *retries_wanted(self._plan, self._ledger, planned)):
+                if answer.key in left:
+                    left.remove(answer.key)
+                    yield custom_id(token, answer.key[:32]), self._provider.body(answer.request)
 
     def _attempt_plan(self, answer: PlannedAnswer, size: int) -> AttemptPlan:
         return AttemptPlan(

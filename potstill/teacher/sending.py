@@ -128,6 +128,7 @@ class Sender:
 
     async def _reserve(self, plan: AttemptPlan) -> Admission:
         """The attempt's row, once the caps admit it; while requests are in flight, one of them may make room."""
+        is_alone = False
         while True:
             self._stop.check()
             settled = self._settled
@@ -135,9 +136,11 @@ class Sender:
                 admission = await self._ledger.begin(plan, self._caps)
                 if admission.why_not != "no_room":
                     return admission
-                in_flight = await self._ledger.run(self._count_in_flight, plan)
-            if in_flight == 0:
-                await self._ledger.run(self._stop_at_the_cap, plan)
+                if is_alone:  # nothing was in flight before this last look either
+                    await self._ledger.run(self._stop_at_the_cap, plan)
+                    continue
+                is_alone = await self._ledger.run(self._count_in_flight, plan) == 0
+            if is_alone:
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(ROOM_SECONDS):
