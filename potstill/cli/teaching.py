@@ -86,12 +86,7 @@ class _Teaching:
                 f"{report.unanswered} prompts have no answer yet (last: {report.last_error}): run the same again to ask only for them"
             )
         summary = self._collect()
-        if summary.reasons:
-            said = ", ".join(f"{count} × {reason}" for reason, count in Counter(summary.reasons).most_common(3))
-            print(
-                f"answers that must not be trained on: {said}; see {self.request.out}/completions.jsonl",
-                file=sys.stderr,
-            )
+        self._show_bad_ones(summary)
         self._keep_unread()
         self._say("done", summary)
         return 0
@@ -128,6 +123,13 @@ class _Teaching:
         ref = collect.collect(self.plan, self.ledger, store, inputs=inputs)
         store.export(ref, self.request.out)
         return collect.read_summary(store.path(ref))
+
+    def _show_bad_ones(self, summary: CompletionsSummary) -> None:
+        for reason, count in Counter(summary.reasons).most_common(3):
+            shown = "; ".join(summary.examples[reason])
+            print(f"not to be trained on: {count} × {reason} ({shown})", file=sys.stderr)
+        if summary.reasons:
+            print(f"all of them: {self.request.out}/completions.jsonl, field quarantine", file=sys.stderr)
 
     def _keep_unread(self) -> None:
         unread = self.rows.quarantined() if isinstance(self.rows, ChatRows) else []

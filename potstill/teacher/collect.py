@@ -24,6 +24,8 @@ KIND = "Completions"
 COMPLETIONS = "completions.parquet"
 LINES = "completions.jsonl"
 SUMMARY = "summary.json"
+EXAMPLES_A_REASON = 3
+EXCERPT_LETTERS = 60
 
 
 class CompletionsSummary(Row):
@@ -35,6 +37,8 @@ class CompletionsSummary(Row):
     quarantined: int
     reasons: dict[str, int]
     """Quarantined answers by the first words of their reason."""
+    examples: dict[str, tuple[str, ...]]
+    """A few of each: the row's id, and how its answer begins."""
     attempts: int
     """Every attempt behind this output, whenever it was made; unusable ones included."""
     input_tokens: int
@@ -122,6 +126,7 @@ class _Total:
         self._prompts = 0
         self._missing = 0
         self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
         self._spend = Spend()
 
     def add(self, answer: PlannedAnswer, row: Completion | None, cost: KeyCost) -> bool:
@@ -133,7 +138,10 @@ class _Total:
         self._prompts += answer.sample_index == 0
         self._missing += row is None
         if row is not None and row.quarantine:
-            self._reasons[row.quarantine.partition(":")[0]] += 1
+            reason = row.quarantine.partition(":")[0]
+            self._reasons[reason] += 1
+            if self._reasons[reason] <= EXAMPLES_A_REASON:
+                self._examples.setdefault(reason, []).append(_excerpt(answer, row))
         self._spend = self._spend.with_key(cost)
         return True
 
@@ -144,6 +152,7 @@ class _Total:
             answered=len(self._keys) - self._reasons.total() - self._missing,
             quarantined=self._reasons.total(),
             reasons=dict(self._reasons),
+            examples={reason: tuple(found) for reason, found in self._examples.items()},
             attempts=spend.attempts,
             input_tokens=spend.input_tokens,
             cached_input_tokens=spend.cached_input_tokens,
@@ -154,6 +163,11 @@ class _Total:
             unknown_usd=spend.unknown_usd,
             total_cost_usd=spend.estimate_usd,
         )
+
+
+def _excerpt(answer: PlannedAnswer, row: Completion) -> str:
+    said = " ".join((row.completion or row.quarantine or "").split())
+    return f"{answer.row_id}: {said[:EXCERPT_LETTERS]}" + ("…" if len(said) > EXCERPT_LETTERS else "")
 
 
 def _complete(
