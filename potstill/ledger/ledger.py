@@ -143,10 +143,6 @@ class Ledger:
         """What was spent at the expense of a run or a month, by purpose, model and status."""
         return self._reader.spend(account)
 
-    def count_online(self, accounts: Iterable[str]) -> int:
-        """How many requests that are no part of a batch are in flight, at the expense of these accounts."""
-        return self._reader.count_online(accounts)
-
     def close(self) -> None:
         """Give the connections back."""
         self._database.close()

@@ -1,6 +1,7 @@
 """Asks for answers, each until it stands in the ledger: workers that draw prompts, send, and ask again where that may help."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -34,6 +35,7 @@ class Asker:
 
     Args:
         caps: what may be spent by the plan's run, and by its recipe in this month.
+        clock: seconds; that of the event loop.
     """
 
     def __init__(
@@ -44,13 +46,14 @@ class Asker:
         caps: Caps,
         policy: RetryPolicy,
         purpose: Purpose = "teach",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._address = client.base_url
         self._policy = policy
         self._stop = Stop()
-        self._sender = Sender(plan, ledger, client, caps, self._stop, purpose)
+        self._sender = Sender(plan, ledger, client, caps, self._stop, purpose, clock)
         self._slots = asyncio.Semaphore(plan.teacher.concurrency)
         self._first = asyncio.Lock()
         self._is_reached = False
