@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from potstill.errors import ArtifactDamagedError, ArtifactError, ArtifactMissingError
 from potstill.fingerprint import code_revision, file_sha256, fingerprint
 from potstill.home import potstill_home
+from potstill.records import TeacherTerms
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -68,6 +69,8 @@ class Manifest(BaseModel):
     recipe_fingerprint: str
     code_revision: str
     created_at: datetime
+    teacher_terms: tuple[TeacherTerms, ...] = ()
+    """Of every teacher whose answers went into it, directly or through its inputs, as they were when it was made."""
 
 
 class _KeyRecord(BaseModel):
@@ -96,10 +99,12 @@ class ArtifactStore:
         *,
         inputs: Sequence[ArtifactRef] = (),
         recipe_fingerprint: str = "",
+        teacher_terms: Sequence[TeacherTerms] = (),
     ) -> ArtifactRef:
         """Return what `key` names, calling `produce(directory) → num_rows` only where the store does not hold it whole.
 
-        Two processes that build one key take turns, and the second finds the first one's work.
+        Two processes that build one key take turns, and the second finds the first one's work. The terms of the inputs'
+        teachers go on into its manifest, after those that are given.
         """
         with self._lock(f"{key.stage}-{key.digest[:24]}"):
             if (found := self.lookup(key)) is not None:
@@ -109,7 +114,8 @@ class ArtifactStore:
             workplace.mkdir(parents=True)
             try:
                 num_rows = produce(workplace)
-                ref = self._adopt(workplace, kind, num_rows, key, inputs, recipe_fingerprint)
+                made_of = (*teacher_terms, *(terms for ref in inputs for terms in self.manifest(ref).teacher_terms))
+                ref = self._adopt(workplace, kind, num_rows, key, inputs, recipe_fingerprint, made_of)
             finally:
                 shutil.rmtree(workplace, ignore_errors=True)
             with self._records_lock():
@@ -168,7 +174,14 @@ class ArtifactStore:
         shutil.copy2(source / MANIFEST, destination / MANIFEST)
 
     def _adopt(
-        self, workplace: Path, kind: str, num_rows: int, key: StageKey, inputs: Sequence[ArtifactRef], recipe: str
+        self,
+        workplace: Path,
+        kind: str,
+        num_rows: int,
+        key: StageKey,
+        inputs: Sequence[ArtifactRef],
+        recipe: str,
+        teacher_terms: Sequence[TeacherTerms],
     ) -> ArtifactRef:
         files = digest_files(workplace)
         digest = fingerprint({"kind": kind, "files": files})
@@ -183,6 +196,7 @@ class ArtifactStore:
             recipe_fingerprint=recipe,
             code_revision=code_revision(),
             created_at=datetime.now(UTC),
+            teacher_terms=tuple(dict.fromkeys(teacher_terms)),
         )
         final = self.root / "artifacts" / kind / digest[:12]
         ref = ArtifactRef(kind=kind, uri=str(final.relative_to(self.root)), digest=digest, num_rows=num_rows)

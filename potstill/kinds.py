@@ -5,3 +5,5 @@ from typing import Literal
 TaskKind = Literal["classification", "extraction"]
 """What a student can be taught to do."""
 Split = Literal["train", "validation", "test"]
+TermsKind = Literal["restricted", "allowed", "unknown"]
+"""What a teacher's terms say of training with its output."""

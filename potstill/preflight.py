@@ -1,7 +1,7 @@
 """What would stop a run later, found before anything is started or paid for."""
 
 from potstill.curation.curate import find_inputs
-from potstill.llm.keys import find_key, key_variable
+from potstill.llm.keys import LoadBlock, check_block_host, provider_key
 from potstill.llm.pricing import find_rates
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.terms import check_terms
@@ -9,13 +9,21 @@ from potstill.recipe import Recipe
 from potstill.student.base import find_base
 
 
-def check(recipe: Recipe) -> None:
-    """Check that inputs and base are there, and the teacher's terms, key and price known. Errors: as the stages raise them."""
+def check(recipe: Recipe, load_block: LoadBlock | None = None) -> None:
+    """Check that inputs and base are there, and the teacher's terms, key and price known. Errors: as the stages raise them.
+
+    `load_block` reads secret blocks; without it, outside of a flow, only where a block's key may go is checked.
+    """
     teacher = recipe.teacher
     provider = PROVIDERS[teacher.provider]
     base_url = (teacher.base_url or provider.default_base_url or "").rstrip("/")
     find_inputs(recipe.curation.inputs)
     find_base(recipe.student)
     check_terms(teacher)
-    find_key(key_variable(teacher.api_key_env, provider, base_url), base_url)
+    if teacher.api_key_block is not None and load_block is None:
+        check_block_host(teacher.api_key_block, base_url)
+    else:
+        provider_key(
+            provider, base_url, variable=teacher.api_key_env, block=teacher.api_key_block, load_block=load_block
+        )
     find_rates(teacher.provider, teacher.model, base_url, teacher.price)

@@ -77,6 +77,9 @@ class Teacher(Part):
     model: str = Field(min_length=1, description="The model's name at the provider.")
     base_url: str | None = Field(default=None, description="Address of the API, such as http://127.0.0.1:8000/v1.")
     api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
+    api_key_block: str | None = Field(
+        default=None, pattern=r"^[a-z0-9-]+$", description="Prefect Secret block that holds the key; in a flow only."
+    )
     headers: dict[str, str] = Field(default={}, description="More headers for every request; never a key.")
     api_version: str | None = Field(default=None, description="Azure's api-version, sent in the query.")
     price: Price | None = Field(default=None, description="Overrides the price list.")
@@ -122,6 +125,12 @@ class Teacher(Part):
     def _has_address(self) -> Self:
         if self.provider == "openai_compatible" and not self.base_url:
             raise ValueError("an openai_compatible teacher needs base_url, such as http://127.0.0.1:8000/v1")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Self:
+        if self.api_key_env and self.api_key_block:
+            raise ValueError("api_key_env and api_key_block both name a key: keep one of them")
         return self
 
     @field_validator("headers")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from potstill.kinds import Split, TaskKind
+from potstill.kinds import Split, TaskKind, TermsKind
 
 Message = dict[str, Any]
 """One chat message in OpenAI's form: `{"role": …, "content": …}`, tool calls included."""
@@ -86,6 +86,24 @@ class Completion(Row):
     """How many of the prompt's usable samples say the same; of the usable ones the first with the most is trained on."""
     quarantine: str | None = None
     """Why the answer must not be trained on; None when it may be."""
+
+
+class TeacherTerms(Row):
+    """Whether a teacher's answers may train another model, and who said so. All that is made of them carries it on."""
+
+    teacher: str
+    """The model's name."""
+    host: str
+    """Where it was asked."""
+    kind: TermsKind
+    link: str
+    """Where the provider states its terms; "" where nobody looked."""
+    attested: str | None
+    """The user's own statement, word for word; None where none was given."""
+
+    def describe(self) -> str:
+        said = f'; attested: "{self.attested}"' if self.attested else ""
+        return f"{self.teacher} at {self.host}: {self.kind}{f' ({self.link})' if self.link else ''}{said}"
 
 
 def adapter_name(digest: str) -> str:

@@ -21,11 +21,11 @@ import orjson
 from filelock import FileLock
 from pydantic import ValidationError
 
-from potstill.artifacts import digest_files, load_artifact, sync, write_atomically
+from potstill.artifacts import digest_files, load_artifact, read_manifest, sync, write_atomically
 from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.fingerprint import fingerprint
 from potstill.promotions import Alias, Aliases, came_true, move, promotions, read_aliases
-from potstill.records import Message, Row, adapter_name, write_jsonl
+from potstill.records import Message, Row, TeacherTerms, adapter_name, write_jsonl
 from potstill.student.base import PACKAGE_PREFIX, Base
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Version(Row):
     created_at: datetime
     files: dict[str, str]
     """sha256 of every other file, by its path in the version's directory."""
+    teacher_terms: tuple[TeacherTerms, ...] = ()
+    """Of the teachers that it learned from, as its artefact's manifest holds them."""
 
     @property
     def name(self) -> str:
@@ -130,6 +132,7 @@ def publish(
         max_tokens=max_tokens,
         created_at=datetime.now(UTC),
         files=files,
+        teacher_terms=read_manifest(adapter).teacher_terms,
     )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(directory / ".lock"):

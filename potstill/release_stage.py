@@ -56,5 +56,5 @@ def answerer_of(version: Version, store: ArtifactStore) -> Answerer:
     directory = release.version_directory(store.root, version) / release.ADAPTER
     return Answerer(
         student=Student(base=version.base_location, revision=version.base_revision),
-        adapter=Adapter(directory=str(directory), digest=version.adapter_digest),
+        adapter=Adapter(directory=str(directory), digest=version.adapter_digest, teacher_terms=version.teacher_terms),
     )

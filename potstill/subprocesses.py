@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from potstill.errors import SubprocessError
+from potstill.llm.keys import without_keys
 
 GRACE_SECONDS = 15.0
 """How long a child may take after SIGTERM before its group is killed."""
@@ -34,7 +35,7 @@ ENVIRONMENT = {
 
 
 class Child:
-    """A running child process and its group."""
+    """A running child process and its group. It inherits the environment, but no teacher's key."""
 
     def __init__(
         self, arguments: Sequence[str], *, log_path: Path | None = None, env: Mapping[str, str] | None = None
@@ -50,7 +51,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT, **(env or {})},
+            env={**without_keys(os.environ), **ENVIRONMENT, **(env or {})},
             start_new_session=True,
         )
 

@@ -21,10 +21,9 @@ BASE = "base"
 def evaluate(recipe: Recipe, prompts: ArtifactRef, completions: ArtifactRef, student: ArtifactRef) -> ArtifactRef:
     """The evaluation of every arm on the test split; the champion answers too, where another student serves."""
     store = open_store()
-    adapter = generate.Adapter(directory=str(store.path(student) / "adapter"), digest=student.digest)
     answerers = {
         BASE: generate.Answerer(student=recipe.student),
-        CANDIDATE: generate.Answerer(student=recipe.student, adapter=adapter),
+        CANDIDATE: generate.Answerer(student=recipe.student, adapter=generate.adapter_of(store.path(student))),
         CHAMPION: champion_of(recipe, student, store),
     }
     given = {arm: generate_arm(recipe, prompts, arm, who) for arm, who in answerers.items() if who is not None}

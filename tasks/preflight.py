@@ -5,9 +5,10 @@ from prefect.cache_policies import NO_CACHE
 
 from potstill import preflight
 from potstill.recipe import Recipe
+from tasks.keys import load_block
 
 
 @task(cache_policy=NO_CACHE)
 def check(recipe: Recipe) -> None:
     """Inputs, base, terms, key and price. It costs nothing, so it is never remembered."""
-    preflight.check(recipe)
+    preflight.check(recipe, load_block)

@@ -10,6 +10,7 @@ from potstill.ledger import Ledger
 from potstill.recipe import Recipe
 from potstill.teacher.outcome import BatchReport
 from potstill.teacher.sharing import caps_of, plan_of, shared_session
+from tasks.keys import load_block
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying
 
 
@@ -32,7 +33,7 @@ def ask_in_batches(recipe: Recipe, prompts: ArtifactRef) -> BatchReport | None:
             said[0] = line
             logger.info("%s", line)
 
-    with shared_session(plan, Ledger(), caps_of(recipe)) as session:
+    with shared_session(plan, Ledger(), caps_of(recipe), load_block) as session:
         if recipe.teacher.mode == "online":
             return session.collect_batches(say)
         report = session.answer_in_batches(say=say)

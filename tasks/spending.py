@@ -1,7 +1,9 @@
 """What a run has spent so far: a table in Prefect's UI that grows while it runs."""
 
+from contextlib import suppress
 from typing import Any
 
+import httpx
 from prefect.artifacts import create_table_artifact
 from prefect.exceptions import ExternalSignal
 from prefect.futures import PrefectFuture, wait
@@ -37,4 +39,7 @@ def show_spend(plan: TeachPlan, ledger: Ledger, caps: Caps) -> None:
         for name, account, cap in accounts
     )
     rows = [row.model_dump(mode="json") for row in by_model(ledger.spend(plan.run))]
-    create_table_artifact(rows, key="spend", description=f"What this run has paid for. Spent and reserved: {committed}")
+    with suppress(httpx.HTTPError):  # what is only shown must not stop what is paid for
+        create_table_artifact(
+            rows, key="spend", description=f"What this run has paid for. Spent and reserved: {committed}"
+        )

@@ -12,6 +12,8 @@ from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import batch_key, split_batches
 from potstill.teacher.sharing import caps_of, plan_of, shared_session
 from potstill.teacher.unfinished import has_open_batches, open_batches
+from tasks.batch_progress import BatchBar
+from tasks.keys import load_block
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
 from tasks.provider_batches import ask_in_batches
 from tasks.spending import wait_for
@@ -50,12 +52,11 @@ def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:
 def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport:
     """One batch answered; what the ledger holds is not asked again."""
     batch = split_batches(plan := plan_of(recipe, prompts))[index]
-    with shared_session(plan, Ledger(), caps_of(recipe)) as session:
-        report = session.answer(batch)
-    get_run_logger().info(
-        "%d of %d answers stood in the ledger, %d asked for in %d attempts for %s USD, %d refused",
-        *(report.found, report.answers, report.answered, report.attempts, report.cost_usd, report.refused),
-    )
+    bar = BatchBar(len(batch) * plan.teacher.samples)
+    with shared_session(plan, Ledger(), caps_of(recipe), load_block) as session:
+        report = session.answer(batch, bar.add, bar.show)
+    bar.finish(report)
+    get_run_logger().info(report.describe())
     if report.unanswered:
         raise TransientTeacherError(f"{report.unanswered} prompts have no answer yet: {report.last_error}")
     return report

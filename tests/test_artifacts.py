@@ -15,6 +15,7 @@ import pytest
 from potstill.artifacts import MANIFEST, ArtifactRef, ArtifactStore, StageKey, load_artifact, write_atomically
 from potstill.errors import ArtifactDamagedError, ArtifactMissingError
 from potstill.fingerprint import code_revision
+from potstill.records import TeacherTerms
 
 KEY = StageKey("stage", 1, "a" * 64)
 OTHER_KEY = StageKey("stage", 1, "b" * 64)
@@ -59,6 +60,27 @@ class TestBuild:
         assert (manifest.digest, manifest.num_rows, manifest.key) == (ref.digest, 3, str(KEY))
         assert (manifest.inputs, manifest.recipe_fingerprint) == ((source.digest,), "f" * 64)
         assert list(manifest.files) == ["inner/rows.txt"]
+
+    def test_the_terms_of_all_teachers_go_on_into_everything_that_is_made_of_their_answers(self, store):
+        ours, theirs = (
+            TeacherTerms(teacher=name, host="llm.example", kind="unknown", link="", attested=f"{name} may")
+            for name in ("ours", "theirs")
+        )
+        prompts = store.build(StageKey("curate", 1, "c" * 64), "Prompts", writing("prompts"))
+        first = store.build(KEY, "Answers", writing("first"), inputs=[prompts], teacher_terms=[ours])
+        second = store.build(OTHER_KEY, "Answers", writing("second"), inputs=[prompts], teacher_terms=[theirs, ours])
+        both = store.build(StageKey("mix", 1, "d" * 64), "Dataset", writing("both"), inputs=[prompts, first, second])
+        student = store.build(StageKey("train", 1, "e" * 64), "Student", writing("student"), inputs=[both])
+        assert store.manifest(prompts).teacher_terms == ()
+        assert store.manifest(first).teacher_terms == (ours,)
+        assert store.manifest(student).teacher_terms == (ours, theirs)
+
+    def test_a_manifest_from_before_terms_were_kept_is_read(self, store):
+        path = store.path(store.build(KEY, "Rows", writing())) / MANIFEST
+        old = json.loads(path.read_text())
+        del old["teacher_terms"]
+        path.write_text(json.dumps(old))
+        assert store.lookup(KEY) is not None
 
     def test_the_manifest_does_not_exist_while_the_files_are_written(self, store):
         seen = []

@@ -53,3 +53,30 @@ def test_the_providers_own_key_is_looked_for_where_no_variable_is_named(
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(NotAuthorisedError, match="OPENAI_API_KEY is not set"):
         check(Recipe.model_validate(recipe))
+
+
+BLOCK = {"api_key_block": "teacher-key"}
+
+
+@pytest.fixture
+def named_block(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:teacher-key=api.openai.com")
+    return Recipe.model_validate(recipe | {"teacher": recipe["teacher"] | BLOCK})
+
+
+def test_a_block_that_cannot_be_read_stops_the_flow_before_anything_is_paid(named_block: Recipe) -> None:
+    def load(name: str) -> str:
+        raise NotAuthorisedError(f"there is no Secret block {name}")
+
+    with pytest.raises(NotAuthorisedError, match="no Secret block teacher-key"):
+        check(named_block, load)
+    check(named_block, lambda name: "sk-a-key-of-a-block")
+
+
+def test_the_command_line_leaves_the_block_to_the_flow_and_checks_its_host(
+    named_block: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(named_block)
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:another-key=api.openai.com")
+    with pytest.raises(NotAuthorisedError, match=r"block:teacher-key does not go to api\.openai\.com"):
+        check(named_block)

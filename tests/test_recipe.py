@@ -35,6 +35,7 @@ OTHER_VALUES: dict[str, Any] = {
     "teacher.model": "other",
     "teacher.base_url": "http://127.0.0.1:9/v1",
     "teacher.api_key_env": "KEY",
+    "teacher.api_key_block": "teacher-key",
     "teacher.price.input_per_million": 2.51,
     "teacher.price.output_per_million": 11,
     "teacher.headers": {"x-title": "Potstill"},

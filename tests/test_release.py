@@ -13,7 +13,7 @@ from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.gate import GateDecision
 from potstill.promotions import Aliases, came_true, promotions
 from potstill.recipe import Curation, Recipe, Student, Task, Teacher
-from potstill.records import adapter_name
+from potstill.records import TeacherTerms, adapter_name
 from potstill.release import (
     Golden,
     Release,
@@ -125,6 +125,21 @@ def test_first_release_is_whole_and_becomes_champion(tmp_path: Path) -> None:
     assert GateDecision.model_validate_json((directory / "decision.json").read_bytes()) == decision()
     golden = [Golden.model_validate_json(line) for line in (directory / "golden.jsonl").read_text().splitlines()]
     assert golden == GOLDEN[:20]
+
+
+def test_a_version_says_under_which_terms_its_teachers_answered(tmp_path: Path) -> None:
+    terms = TeacherTerms(teacher="frontier", host="llm.example", kind="unknown", link="", attested="we may")
+    store, key = ArtifactStore(tmp_path), StageKey("train", 1, "7" * 20)
+
+    def produce(directory: Path) -> int:
+        adapter_files(directory, 1)
+        return 1
+
+    adapter = store.path(store.build(key, "StudentAdapter", produce, teacher_terms=[terms]))
+    publish(tmp_path, "demo", adapter, base=BASE, decision=decision(), golden=GOLDEN, max_tokens=64)
+    [version] = releases(tmp_path, "demo")
+    assert version.teacher_terms == (terms,)
+    verify(version_directory(tmp_path, version))
 
 
 def test_same_student_again_is_the_same_version_and_changes_nothing(tmp_path: Path) -> None:

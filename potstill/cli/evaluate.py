@@ -43,7 +43,7 @@ def evaluate(
         labels: Classification: the allowed answers, separated by commas; default: every answer that is wanted.
     """
     from potstill.artifacts import StageKey, open_store
-    from potstill.cli.inputs import read_rows, tell_unread
+    from potstill.cli.inputs import read_rows, tell_unread, terms_of_completions
     from potstill.evaluation import report
     from potstill.fingerprint import fingerprint
 
@@ -60,7 +60,10 @@ def evaluate(
     task = _task(kind or rows.rows[0].prompt.task_kind, labels, asked, arms)
     store = open_store()
     key = StageKey("evaluate-files", report.VERSION, fingerprint([task, asked, arms]))
-    ref = store.build(key, report.KIND, lambda directory: report.write_evaluation(task, asked, arms, directory))
+    terms = [found for text in arm for found in terms_of_completions(Path(text.partition("=")[2]))]
+    ref = store.build(
+        key, report.KIND, lambda directory: report.write_evaluation(task, asked, arms, directory), teacher_terms=terms
+    )
     store.export(ref, out)
     found = report.read_report(store.path(ref))
     for row in found.arms:

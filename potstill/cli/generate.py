@@ -99,17 +99,16 @@ def _answerer(
     from potstill import release_stage
     from potstill.artifacts import load_artifact
     from potstill.cli.flags import checked
-    from potstill.evaluation.generate import Adapter, Answerer
+    from potstill.evaluation.generate import Answerer, adapter_of
     from potstill.recipe import Student
-    from potstill.release import ADAPTER, resolve
+    from potstill.release import resolve
     from potstill.training.launch import KIND, read_spec
 
     if sum(given is not None for given in (student, release, base)) != 1:
         raise UsageError("who shall answer? Give one of --student DIR, --release RECIPE and --base MODEL")
     if student is not None:
-        ref = load_artifact(student, KIND)
-        adapter = Adapter(directory=str(student.absolute() / ADAPTER), digest=ref.digest)
-        return Answerer(student=read_spec(student).student, adapter=adapter)
+        load_artifact(student, KIND)
+        return Answerer(student=read_spec(student).student, adapter=adapter_of(student))
     if release is not None:
         return release_stage.answerer_of(resolve(store.root, release), store)
     return Answerer(student=checked(Student, base=base, revision=revision))

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from potstill.artifacts import MANIFEST, ArtifactRef, load_artifact
+from potstill.artifacts import MANIFEST, ArtifactRef, load_artifact, read_manifest
 from potstill.cli.chat_rows import ChatRows
 from potstill.errors import DataError
-from potstill.records import Completion, Prompt, QuarantinedLine, Row, read_parquet
+from potstill.records import Completion, Prompt, QuarantinedLine, Row, TeacherTerms, read_parquet
 from potstill.teacher.rows import InputRow, StoredRows
 
 R = TypeVar("R", bound=Row)
@@ -76,6 +76,12 @@ def read_completions(path: Path, prompt_ids: Mapping[str, set[str]]) -> list[Com
         return list(read_parquet(Path(ref.uri) / "completions.parquet", Completion))
     rows = [_parse(path, number, _whole(path, number, line, prompt_ids), Completion) for number, line in _lines(path)]
     return list({(row.prompt_id, row.sample_index): row for row in rows}.values())
+
+
+def terms_of_completions(path: Path) -> tuple[TeacherTerms, ...]:
+    """What the manifest beside completions says of their teachers' terms; nothing where there is none."""
+    directory = path if path.is_dir() else path.parent
+    return read_manifest(directory).teacher_terms if (directory / MANIFEST).is_file() else ()
 
 
 def _whole(path: Path, number: int, line: dict[str, Any], prompt_ids: Mapping[str, set[str]]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def train(
 
 def _dataset(path: Path, prompts: Path | None, split: Curation, store: ArtifactStore) -> ArtifactRef:
     from potstill.artifacts import MANIFEST, load_artifact
-    from potstill.cli.inputs import read_completion_lines
+    from potstill.cli.inputs import read_completion_lines, terms_of_completions
     from potstill.training import examples
 
     directory = path if path.is_dir() else path.parent
@@ -132,7 +132,7 @@ def _dataset(path: Path, prompts: Path | None, split: Curation, store: ArtifactS
         raise UsageError(f"{directory}: no manifest.json: with --prompts, name the directory that teach wrote")
     lines = read_completion_lines(path / "completions.jsonl" if path.is_dir() else path)
     taught = [(_in_split(prompt, split), completion) for prompt, completion in lines]
-    return examples.assemble_lines(taught, store)
+    return examples.assemble_lines(taught, store, terms_of_completions(path))
 
 
 def _taught_prompts(directory: Path, store: ArtifactStore) -> ArtifactRef | None:

@@ -4,11 +4,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
+from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey, read_manifest
 from potstill.errors import DataError
 from potstill.fingerprint import fingerprint
 from potstill.recipe import Evaluation, Student
-from potstill.records import Completion, Prompt, Row, Split, adapter_name, read_parquet, write_jsonl, write_parquet
+from potstill.records import (
+    Completion,
+    Prompt,
+    Row,
+    Split,
+    TeacherTerms,
+    adapter_name,
+    read_parquet,
+    write_jsonl,
+    write_parquet,
+)
 from potstill.run_folder import ChildStatus, RunFolder
 from potstill.student.base import Base
 from potstill.tail import Tail
@@ -25,6 +35,16 @@ class Adapter(Row):
 
     directory: str
     digest: str
+    teacher_terms: tuple[TeacherTerms, ...] = ()
+    """Of the teachers that it learned from."""
+
+
+def adapter_of(student: Path) -> Adapter:
+    """The adapter of a StudentAdapter artefact's directory."""
+    manifest = read_manifest(student)
+    return Adapter(
+        directory=str(student.absolute() / "adapter"), digest=manifest.digest, teacher_terms=manifest.teacher_terms
+    )
 
 
 class Answerer(Row):
@@ -125,7 +145,8 @@ def generate(
             shutil.copy2(folder.path / SPEED, directory / SPEED)
         return write_parquet(directory / "completions.parquet", rows, Completion)
 
-    answers = store.build(key, KIND, produce, inputs=(prompts,))
+    terms = adapter.teacher_terms if adapter else ()
+    answers = store.build(key, KIND, produce, inputs=(prompts,), teacher_terms=terms)
     for name in (ANSWERS, SPEED):  # only now: until the store has them, they are what a killed run goes on from
         (folder.path / name).unlink(missing_ok=True)
     return answers

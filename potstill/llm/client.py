@@ -9,7 +9,8 @@ from urllib.parse import urlencode, urlsplit
 import aiohttp
 import orjson
 
-from potstill.llm.keys import find_key, key_variable
+from potstill.llm.echoes import KeyMask
+from potstill.llm.keys import LoadBlock, provider_key
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure, Limit, LimitName
@@ -40,12 +41,13 @@ class ChatClient:
 
     Redirects are never followed; proxies, netrc and cookies of the environment are never used. Certificates are checked
     against certifi's, or what SSL_CERT_FILE and SSL_CERT_DIR name. The key is read when the client is made, and goes to
-    its own host only.
+    its own host only; where a reply or an error echoes it, it is masked before anything else sees it.
 
     Args:
         provider: the name of its protocol, a key of `PROVIDERS`.
         base_url: None for the provider's own address.
         api_key_env: the variable that holds the key; None for the provider's own at its own address, else for no key.
+        api_key_block: the secret block that holds it instead; `load_block` reads it.
         headers: more headers for every request; those of the provider win.
         api_version: `api-version` in the query, as Azure wants it.
         concurrency: connections at most.
@@ -60,6 +62,8 @@ class ChatClient:
         base_url: str | None,
         *,
         api_key_env: str | None = None,
+        api_key_block: str | None = None,
+        load_block: LoadBlock | None = None,
         headers: Mapping[str, str] | None = None,
         api_version: str | None = None,
         concurrency: int = 16,
@@ -67,7 +71,10 @@ class ChatClient:
     ) -> None:
         self.provider = PROVIDERS[provider]
         self.base_url = (base_url or self.provider.default_base_url or "").rstrip("/")
-        key = find_key(key_variable(api_key_env, self.provider, self.base_url), self.base_url)
+        key = provider_key(
+            self.provider, self.base_url, variable=api_key_env, block=api_key_block, load_block=load_block
+        )
+        self._mask = KeyMask(key)
         query = f"?{urlencode({'api-version': api_version})}" if api_version else ""
         self._url = self.base_url + self.provider.path() + query
         self._headers = {
@@ -122,7 +129,7 @@ class ChatClient:
         if content is None:
             message = f"malformed reply: longer than {LONGEST_REPLY_BYTES // 2**20} MiB"
             return Attempt(Failure("transient", message), status, may_be_billed=True, limits=limits)
-        body = _parse(content)
+        body = self._parse(content)
         if 200 <= status < 300:
             outcome = self.provider.read_reply(body)
             unreadable = isinstance(outcome, Failure) and outcome.usage is None
@@ -133,7 +140,9 @@ class ChatClient:
     def _lost(self, error: BaseException) -> Attempt:
         """The attempt of a request that left, and whose answer did not come whole."""
         is_late = any(isinstance(cause, TimeoutError) for cause in _causes(error))
-        message = f"no answer within {self._timeout_seconds:g} s" if is_late else f"connection lost: {_describe(error)}"
+        message = (
+            f"no answer within {self._timeout_seconds:g} s" if is_late else f"connection lost: {self._describe(error)}"
+        )
         return Attempt(Failure("transient", message), None, may_be_billed=True)
 
     def _unsent(self, error: BaseException) -> Attempt | None:
@@ -142,9 +151,19 @@ class ChatClient:
             host = urlsplit(self.base_url).hostname
             return Attempt(Failure("run", f"no host named {host}: check base_url"), None, may_be_billed=False)
         if isinstance(error, NEVER_SENT):
-            failure = Failure("transient", f"no connection to {self.base_url}: {_describe(error)}")
+            failure = Failure("transient", f"no connection to {self.base_url}: {self._describe(error)}")
             return Attempt(failure, None, may_be_billed=False)
         return None
+
+    def _parse(self, content: bytes) -> Any:
+        try:
+            return self._mask.read_json(content)
+        except orjson.JSONDecodeError:
+            return None
+
+    def _describe(self, error: BaseException) -> str:
+        """What the transport says of it; that may quote the server."""
+        return self._mask.clean_text(str(error))[:160] or type(error).__name__
 
 
 async def _read_whole(response: aiohttp.ClientResponse) -> bytes | None:
@@ -172,14 +191,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         yield from (inner for inner in (getattr(error, "os_error", None),) if inner is not None)
         error = error.__cause__ or error.__context__
-
-
-def _parse(content: bytes) -> Any:
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return None
-
-
-def _describe(error: BaseException) -> str:
-    return str(error)[:160] or type(error).__name__

@@ -1,7 +1,12 @@
-"""API keys: read from the environment when a request is about to leave, and given to their own host only."""
+"""API keys: read when a request is about to leave, kept in memory, and given to their own host only.
+
+A recipe says where a key is kept, never what it is: in a variable of the environment, or in a secret block, which a flow
+reads. Recipes come from outside too, so a recipe alone sends no key to a host: `OWN_HOSTS` and `POTSTILL_KEY_HOSTS` decide.
+"""
 
 import ipaddress
 import os
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from potstill.errors import NotAuthorisedError, UsageError
@@ -19,6 +24,29 @@ OWN_HOSTS = {
     "GROQ_API_KEY": "api.groq.com",
     "FIREWORKS_API_KEY": "api.fireworks.ai",
 }
+BLOCK_PREFIX = "block:"
+"""What a block's name follows in `POTSTILL_KEY_HOSTS`; no variable of the environment is called so."""
+
+LoadBlock = Callable[[str], str]
+"""Reads a secret block by its name. Errors: `NotAuthorisedError` where there is none."""
+
+
+def provider_key(
+    provider: Provider,
+    base_url: str,
+    *,
+    variable: str | None = None,
+    block: str | None = None,
+    load_block: LoadBlock | None = None,
+) -> str | None:
+    """The key that goes to a provider at this address: from the block or the variable that was named, else from the
+    provider's own variable at its own address; None where there is none of these.
+
+    Errors: those of `find_key` and `find_block_key`.
+    """
+    if block is not None:
+        return find_block_key(block, base_url, load_block)
+    return find_key(key_variable(variable, provider, base_url), base_url)
 
 
 def key_variable(given: str | None, provider: Provider, base_url: str) -> str | None:
@@ -33,25 +61,51 @@ def find_key(variable: str | None, base_url: str) -> str | None:
     the address is not the key's own. A key that no known provider owns may go to a server on this machine; any other
     pair of key and host has to be named in `POTSTILL_KEY_HOSTS`, as `NAME=host` separated by commas.
     """
-    host, port, scheme = _address(base_url)
+    host = _address(base_url)[0]
     if variable is None:
         return None
-    loopback = is_loopback(base_url)
-    granted = _granted(variable) | ({OWN_HOSTS[variable]} if variable in OWN_HOSTS else set())
-    allowed = bool({host, f"{host}:{port}"} & granted) or (loopback and variable not in OWN_HOSTS)
-    if not allowed:
-        own = f"it belongs to {OWN_HOSTS[variable]}" if variable in OWN_HOSTS else "it is bound to no host"
-        raise NotAuthorisedError(
-            f"{variable} does not go to {host}: {own}. If that is meant, set {KEY_HOSTS_VARIABLE}={variable}={host}"
-        )
-    if scheme != "https" and not loopback:
-        raise NotAuthorisedError(f"{variable} does not go over plain http to {host}: use https")
+    own = OWN_HOSTS.get(variable)
+    is_free_here = own is None and is_loopback(base_url)
+    _check_host(variable, base_url, own, is_allowed=is_free_here)
     key = os.environ.get(variable, "").strip()
     if not key:
         raise NotAuthorisedError(f"environment variable {variable} is not set: export it with the key for {host}")
-    if not key.isascii() or not key.isprintable():
+    if not _may_be_a_key(key):
         raise NotAuthorisedError(f"environment variable {variable} holds characters that no key has: export it again")
     return key
+
+
+def find_block_key(block: str, base_url: str, load_block: LoadBlock | None) -> str:
+    """The key of a secret block that may go to this address.
+
+    A block that does not go there is not even read.
+
+    Errors: those of `check_block_host`; `NotAuthorisedError` also where nothing can read blocks, outside of a flow.
+    """
+    check_block_host(block, base_url)
+    if load_block is None:
+        raise NotAuthorisedError(
+            f"secret block {block} is read by the flow only: here, name a variable of the environment in api_key_env"
+        )
+    key = load_block(block).strip()
+    if not _may_be_a_key(key):
+        raise NotAuthorisedError(f"secret block {block} holds no key, but other characters or nothing: save it again")
+    return key
+
+
+def check_block_host(block: str, base_url: str) -> None:
+    """Nobody can tell whose key a block holds, so it goes only where `POTSTILL_KEY_HOSTS` names the pair, as
+    `block:NAME=host`, this machine not excepted.
+
+    Errors: `NotAuthorisedError` for any other pair, and where the key would travel in plain text.
+    """
+    _check_host(f"{BLOCK_PREFIX}{block}", base_url, None)
+
+
+def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child that asks no teacher: without the variables that are known to hold a key."""
+    named = {name.strip() for name, _, _ in _pairs()}
+    return {name: value for name, value in environment.items() if name not in named and name not in OWN_HOSTS}
 
 
 def is_loopback(base_url: str) -> bool:
@@ -61,6 +115,23 @@ def is_loopback(base_url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _check_host(name: str, base_url: str, own: str | None, *, is_allowed: bool = False) -> None:
+    """Errors: `NotAuthorisedError` where a key does not belong to a host, or would travel in plain text."""
+    host, port, scheme = _address(base_url)
+    granted = _granted(name) | ({own} if own else set())
+    if not is_allowed and not {host, f"{host}:{port}"} & granted:
+        whose = f"it belongs to {own}" if own else "it is bound to no host"
+        raise NotAuthorisedError(
+            f"{name} does not go to {host}: {whose}. If that is meant, set {KEY_HOSTS_VARIABLE}={name}={host}"
+        )
+    if scheme != "https" and not is_loopback(base_url):
+        raise NotAuthorisedError(f"{name} does not go over plain http to {host}: use https")
+
+
+def _may_be_a_key(key: str) -> bool:
+    return bool(key) and key.isascii() and key.isprintable()
 
 
 def _address(base_url: str) -> tuple[str, int | None, str]:
@@ -74,6 +145,9 @@ def _address(base_url: str) -> tuple[str, int | None, str]:
     return host.lower(), port, parts.scheme
 
 
-def _granted(variable: str) -> set[str]:
-    pairs = (pair.partition("=") for pair in os.environ.get(KEY_HOSTS_VARIABLE, "").split(","))
-    return {host.strip().lower() for name, _, host in pairs if name.strip() == variable and host.strip()}
+def _granted(name: str) -> set[str]:
+    return {host.strip().lower() for known, _, host in _pairs() if known.strip() == name and host.strip()}
+
+
+def _pairs() -> list[tuple[str, str, str]]:
+    return [pair.partition("=") for pair in os.environ.get(KEY_HOSTS_VARIABLE, "").split(",")]

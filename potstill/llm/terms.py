@@ -1,16 +1,18 @@
 """Whether a teacher's terms let its output train another model: known for some, attested for the others."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from potstill.errors import NotAuthorisedError
+from potstill.kinds import TermsKind
 from potstill.llm.keys import is_loopback
 from potstill.llm.providers import PROVIDERS
 from potstill.recipe import Teacher
+from potstill.records import TeacherTerms
 
 
 class Terms(NamedTuple):
-    kind: Literal["restricted", "allowed", "unknown"]
+    kind: TermsKind
     link: str
     """Where the provider says so; "" where nobody looked."""
 
@@ -29,7 +31,7 @@ TERMS = {
 
 def terms_of(teacher: Teacher) -> Terms:
     """The terms of the host that answers; a server on this machine is the user's own."""
-    base_url = teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""
+    base_url = _address(teacher)
     if is_loopback(base_url):
         return Terms("allowed", "")
     host = urlsplit(base_url).hostname or ""
@@ -46,3 +48,15 @@ def check_terms(teacher: Teacher) -> None:
             f"the terms of {teacher.model} on training with its output are {terms.kind}{link}: state why you may, "
             'with --attest "…" or teacher.attest'
         )
+
+
+def state_terms(teacher: Teacher) -> TeacherTerms:
+    """The terms under which a teacher's answers are had, as the manifests of all that is made of them keep them."""
+    terms = terms_of(teacher)
+    host = urlsplit(_address(teacher)).hostname or ""
+    attested = (teacher.attest or "").strip() or None
+    return TeacherTerms(teacher=teacher.model, host=host, kind=terms.kind, link=terms.link, attested=attested)
+
+
+def _address(teacher: Teacher) -> str:
+    return teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""

@@ -177,7 +177,8 @@ def _lineage(run: RunRecord, store: ArtifactStore) -> tuple[LineageRow, ...]:
     described = {
         "recipe": run.recipe.fingerprint[:12],
         "teacher": run.recipe.teacher.model,
-        "teacher's terms": run.recipe.teacher.attest or "a server on this machine, or not attested",
+        "teacher's terms": "; ".join(terms.describe() for terms in store.manifest(run.student).teacher_terms)
+        or "not on record",
         "base": run.recipe.student.base,
         **{name: ref.digest[:12] for name, ref in refs.items()},
         "release": release,

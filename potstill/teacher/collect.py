@@ -15,6 +15,7 @@ from potstill.fingerprint import fingerprint
 from potstill.ledger import KeyCost, Ledger
 from potstill.ledger.entries import Answer
 from potstill.ledger.spend import Spend
+from potstill.llm.terms import state_terms
 from potstill.records import Completion, Row, Usage, write_parquet
 from potstill.teacher.mending import with_retries
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
@@ -78,6 +79,7 @@ def collect(
         lambda directory: _write(plan, ledger, directory),
         inputs=inputs,
         recipe_fingerprint=recipe_fingerprint,
+        teacher_terms=(state_terms(plan.teacher),),
     )
 
 

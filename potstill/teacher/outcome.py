@@ -35,6 +35,12 @@ class BatchReport(Row):
     """The known cost of the attempts made here."""
     last_error: str | None = None
 
+    def describe(self) -> str:
+        return (
+            f"{self.found} of {self.answers} answers stood in the ledger, {self.answered} asked for in {self.attempts} "
+            f"attempts for {self.cost_usd} USD, {self.refused} refused"
+        )
+
 
 class Step(NamedTuple):
     """What has been added since the last one: an attempt, or answers that stood in the ledger already."""

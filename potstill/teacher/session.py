@@ -6,7 +6,7 @@ Any number of threads may hand it batches at once.
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,6 +17,7 @@ from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.owners import RENEW_SECONDS
 from potstill.llm.batches import open_batches
 from potstill.llm.client import ChatClient
+from potstill.llm.keys import LoadBlock
 from potstill.llm.pricing import find_rates
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
@@ -26,6 +27,9 @@ from potstill.teacher.plan import TeachPlan
 
 T = TypeVar("T")
 
+LOOK_SECONDS = 2.0
+"""How often somebody who waits for answers may say how far they are."""
+
 
 class TeacherSession:
     """A context manager; `answer` blocks its caller, not the others.
@@ -34,6 +38,7 @@ class TeacherSession:
         caps: what may be spent by the plan's run over all its resumptions, and by its recipe in this month.
         policy: when one request is asked again.
         purpose: what the ledger calls its attempts.
+        load_block: reads the secret block that holds the key, where the teacher names one.
 
     Errors: those of `Asker.answer`, and `NotAuthorisedError` at once for a key that is missing or another host's.
     """
@@ -45,6 +50,7 @@ class TeacherSession:
         caps: Caps = NO_CAPS,
         policy: RetryPolicy | None = None,
         purpose: Purpose = "teach",
+        load_block: LoadBlock | None = None,
     ) -> None:
         teacher = plan.teacher
         self._plan = plan
@@ -52,12 +58,15 @@ class TeacherSession:
             teacher.provider,
             teacher.base_url,
             api_key_env=teacher.api_key_env,
+            api_key_block=teacher.api_key_block,
+            load_block=load_block,
             headers=teacher.headers,
             api_version=teacher.api_version,
             concurrency=teacher.concurrency,
             timeout_seconds=teacher.timeout_seconds,
         )
         self._ledger = GroupedLedger(ledger)
+        self._load_block = load_block
         self._caps = caps
         self._policy = policy or RetryPolicy()
         self._asker = Asker(plan, self._ledger, self._client, caps, self._policy, purpose)
@@ -79,13 +88,19 @@ class TeacherSession:
         self._thread.join()
         self._loop.close()
 
-    def answer(self, rows: range | None = None, on_step: Callable[[Step], None] | None = None) -> BatchReport:
+    def answer(
+        self,
+        rows: range | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        on_wait: Callable[[], None] | None = None,
+    ) -> BatchReport:
         """Ask for what the ledger does not hold of these rows, all where none are named, and wait.
 
-        An interrupted caller stops its requests.
+        `on_step` is told of each step in the session's thread, and must be quick; `on_wait` is called in the caller's,
+        every two seconds. An interrupted caller stops its requests.
         """
         wanted = range(len(self._plan.rows)) if rows is None else rows
-        return self._wait_for(self._asker.answer(wanted, on_step or (lambda _: None)))
+        return self._wait_for(self._asker.answer(wanted, on_step or (lambda _: None)), on_wait)
 
     def answer_in_batches(
         self, on_step: Callable[[Step], None] | None = None, say: Callable[[str], None] | None = None
@@ -106,9 +121,11 @@ class TeacherSession:
         """Stop all that is being asked, for whichever caller, once it is closed in the ledger."""
         self._submit(self._cancel()).result()
 
-    def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _wait_for(self, coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None) -> T:
         future = self._submit(coroutine)
         try:
+            while on_wait is not None and not wait([future], LOOK_SECONDS).done:
+                on_wait()
             return future.result()
         except BaseException:
             future.cancel()
@@ -124,6 +141,8 @@ class TeacherSession:
             teacher.provider,
             teacher.base_url,
             api_key_env=teacher.api_key_env,
+            api_key_block=teacher.api_key_block,
+            load_block=self._load_block,
             headers=teacher.headers,
             timeout_seconds=teacher.timeout_seconds,
             policy=self._policy,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from potstill.artifacts import ArtifactRef, open_store
 from potstill.ledger import Caps, Ledger
+from potstill.llm.keys import LoadBlock
 from potstill.recipe import Recipe
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import StoredRows
@@ -60,7 +61,9 @@ def stop_sessions() -> None:
 
 
 @contextmanager
-def shared_session(plan: TeachPlan, ledger: Ledger, caps: Caps) -> Iterator[TeacherSession]:
+def shared_session(
+    plan: TeachPlan, ledger: Ledger, caps: Caps, load_block: LoadBlock | None = None
+) -> Iterator[TeacherSession]:
     """The running session of this plan, ledger and caps; the first user opens it, the last one closes it.
 
     Errors: those of `TeacherSession`; `CancelledError` after `stop_sessions`.
@@ -71,7 +74,7 @@ def shared_session(plan: TeachPlan, ledger: Ledger, caps: Caps) -> Iterator[Teac
     with _lock:
         shared = _open.get(same)
         if shared is None:
-            shared = _open[same] = _Shared(TeacherSession(plan, ledger, caps).__enter__())
+            shared = _open[same] = _Shared(TeacherSession(plan, ledger, caps, load_block=load_block).__enter__())
         shared.users += 1
     try:
         yield shared.session

@@ -6,7 +6,17 @@ from pathlib import Path
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.errors import DataError
 from potstill.fingerprint import fingerprint
-from potstill.records import Completion, Example, Preference, Prompt, Row, Split, read_parquet, write_parquet
+from potstill.records import (
+    Completion,
+    Example,
+    Preference,
+    Prompt,
+    Row,
+    Split,
+    TeacherTerms,
+    read_parquet,
+    write_parquet,
+)
 
 STAGE = "assemble"
 VERSION = 2
@@ -75,7 +85,9 @@ def assemble_preferences(
     return store.build(key, PREFERENCE_KIND, produce, inputs=(dataset, base_outputs))
 
 
-def assemble_lines(lines: Sequence[tuple[Prompt, Completion]], store: ArtifactStore) -> ArtifactRef:
+def assemble_lines(
+    lines: Sequence[tuple[Prompt, Completion]], store: ArtifactStore, teacher_terms: Sequence[TeacherTerms] = ()
+) -> ArtifactRef:
     """The SFT dataset of completions that carry their prompts, such as the lines that `potstill teach` writes."""
     content = [(prompt.split, prompt.messages, prompt.tools, completion) for prompt, completion in lines]
 
@@ -85,7 +97,8 @@ def assemble_lines(lines: Sequence[tuple[Prompt, Completion]], store: ArtifactSt
         found = [_example(prompt, answers[name]) for name, prompt in taught.items() if name in answers]
         return _write(directory, found, len(taught))
 
-    return store.build(StageKey("assemble-lines", VERSION, fingerprint(content)), SFT_KIND, produce)
+    key = StageKey("assemble-lines", VERSION, fingerprint(content))
+    return store.build(key, SFT_KIND, produce, teacher_terms=teacher_terms)
 
 
 def _usable(completions: Iterable[Completion]) -> dict[str, Completion]:

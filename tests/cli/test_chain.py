@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from potstill.artifacts import ArtifactStore, load_artifact
+from potstill.artifacts import ArtifactStore, load_artifact, read_manifest
 from potstill.records import Example, Prompt, read_parquet
 
 pytestmark = pytest.mark.flow
 
+ATTESTED = "the replay teacher is our own"
 LABELS = ("--labels", "billing,technical")
 SETTINGS = {"epochs": 12, "learning-rate": 5e-3, "max-length": 128, "lora-rank": 16, "lora-alpha": 32}
 TRAINING = [str(part) for name, value in SETTINGS.items() for part in (f"--{name}", value)]
@@ -47,7 +48,9 @@ def taught(
     place.run("curate", tickets.log, "--workload", "tickets", "--test-fraction", "0.3", "--out", "prompts")
     with replay_teacher(tickets.answers) as url:
         teacher = ["--provider", "openai_compatible", "--base-url", url, "--model", "replay", "--price", "1,2"]
-        told = place.summary("teach", "prompts", *teacher, "--max-tokens", 16, "--yes", "--out", "teacher")
+        told = place.summary(
+            "teach", "prompts", *teacher, "--max-tokens", 16, "--attest", ATTESTED, "--yes", "--out", "teacher"
+        )
     assert (told["answered"], told["status"]) == (400, "done")
     return place
 
@@ -73,6 +76,8 @@ def test_what_was_curated_is_taught_trained_judged_and_released(taught: Place, t
     released = taught.summary("release", "student", "--recipe", "tickets", "--decision", "decision.json")
     assert released["alias"] == "champion"
     assert f"tickets@{released['version']}  champion" in taught.run("releases", "tickets").stdout
+    for made in ("teacher", "student", "candidate", "scores"):
+        assert [terms.attested for terms in read_manifest(taught.root / made).teacher_terms] == [ATTESTED], made
 
     decision = json.loads((taught.root / "decision.json").read_text())
     digest = load_artifact(taught.root / "student", "StudentAdapter").digest

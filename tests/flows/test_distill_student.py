@@ -1,5 +1,6 @@
 """The parent flow, whole: a tiny student is taught, judged and released; what is done is not done again."""
 
+import html
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from prefect.client.schemas.objects import State
 
 from flows.distill_student import distill_student
 from potstill.artifacts import open_store
+from potstill.evaluation.report import read_arms
 from potstill.recipe import Dpo, Recipe, Student
 from potstill.release import aliases, releases
 from potstill.report.run_report import RunSummary
@@ -23,6 +25,8 @@ from tests.tiny_student import build_base
 
 pytestmark = pytest.mark.flow
 
+ATTESTED = "the replay teacher is our own"
+
 
 class Distilled(NamedTuple):
     recipe: Recipe
@@ -32,6 +36,9 @@ class Distilled(NamedTuple):
 
     def requests(self) -> int:
         return httpx.get(f"{self.teacher}/replay/stats").json()["requests"]
+
+    def report(self) -> str:
+        return Path(self.state.result().report).read_text()
 
 
 def run(recipe: Recipe) -> State[Any]:
@@ -59,7 +66,7 @@ def distilled(
     tickets = write_tickets(tmp_path_factory.mktemp("log"), 400)
     with pytest.MonkeyPatch.context() as patch, replay_teacher(tickets.answers) as teacher:
         patch.setenv("POTSTILL_HOME", str(home))
-        recipe = Recipe.model_validate(tiny_recipe(tickets.log, teacher))
+        recipe = Recipe.model_validate(tiny_recipe(tickets.log, teacher, teacher={"attest": ATTESTED}))
         yield Distilled(recipe, home, teacher, run(recipe))
 
 
@@ -73,6 +80,18 @@ def test_a_run_ends_with_a_released_student(distilled: Distilled) -> None:
     assert distilled.requests() == 400
     assert aliases(distilled.home, "tickets").champion == summary.release
     assert "tickets" in Path(summary.report).read_text()
+
+
+def test_what_was_attested_stands_in_every_manifest_downstream(distilled: Distilled) -> None:
+    record, store = find_record(distilled.home, "tickets"), open_store()
+    assert store.manifest(record.prompts).teacher_terms == ()
+    downstream = (record.completions, record.dataset, record.student, record.evaluation, record.decision)
+    arms = read_arms(store.path(record.evaluation))
+    stated = [store.manifest(ref).teacher_terms for ref in (*downstream, arms["candidate"])]
+    stated.append(releases(distilled.home, "tickets")[0].teacher_terms)
+    assert [terms.attested for [terms] in stated] == [ATTESTED] * 7
+    assert store.manifest(arms["base"]).teacher_terms == (), "the base has learned from no teacher"
+    assert html.escape(f'replay at 127.0.0.1: allowed; attested: "{ATTESTED}"') in distilled.report()
 
 
 def test_the_same_run_again_does_nothing_again(distilled: Distilled) -> None:

@@ -1,7 +1,8 @@
 import pytest
 
 from potstill.errors import NotAuthorisedError, UsageError
-from potstill.llm.keys import find_key, is_loopback
+from potstill.llm.keys import find_block_key, find_key, is_loopback, provider_key, without_keys
+from potstill.llm.providers import PROVIDERS
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -109,3 +110,71 @@ def test_a_key_that_cannot_be_one_is_refused_before_it_travels(monkeypatch: pyte
 def test_an_address_is_checked_without_a_key_too() -> None:
     with pytest.raises(UsageError, match="give an address such as"):
         find_key(None, "https://user:pw@llm.example/v1")
+
+
+HOST = "https://llm.example/v1"
+
+
+def read(name: str) -> str:
+    return f" key-of-{name}\n"
+
+
+def must_not_read(name: str) -> str:
+    raise AssertionError(f"{name} was read")
+
+
+def test_a_block_goes_to_the_host_that_is_named_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:mine=llm.example")
+    assert find_block_key("mine", HOST, read) == "key-of-mine"
+
+
+@pytest.mark.parametrize("hosts", ["", "mine=llm.example", "block:mine=other.example", "block:other=llm.example"])
+def test_a_block_that_is_not_named_for_a_host_is_not_even_read(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", hosts)
+    with pytest.raises(NotAuthorisedError, match=r"POTSTILL_KEY_HOSTS=block:mine=llm\.example"):
+        find_block_key("mine", HOST, must_not_read)
+
+
+def test_a_block_does_not_go_to_this_machine_by_itself() -> None:
+    """A recipe by webhook could name any block, and any port here."""
+    with pytest.raises(NotAuthorisedError, match=r"block:mine does not go to 127\.0\.0\.1: it is bound to no host"):
+        find_block_key("mine", "http://127.0.0.1:8000/v1", must_not_read)
+
+
+def test_a_block_never_leaves_this_machine_in_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:mine=llm.example")
+    with pytest.raises(NotAuthorisedError, match="use https"):
+        find_block_key("mine", "http://llm.example/v1", must_not_read)
+
+
+def test_a_pair_for_a_block_is_none_for_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:MY_KEY=llm.example")
+    with pytest.raises(NotAuthorisedError, match=r"MY_KEY does not go to llm\.example"):
+        find_key("MY_KEY", HOST)
+
+
+def test_outside_of_a_flow_nothing_reads_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:mine=llm.example")
+    with pytest.raises(NotAuthorisedError, match="read by the flow only: here, name a variable"):
+        find_block_key("mine", HOST, None)
+
+
+@pytest.mark.parametrize("value", ["", " ", "sk-“own”", "sk-a\nsk-b"])
+def test_a_block_that_holds_no_key_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:mine=llm.example")
+    with pytest.raises(NotAuthorisedError, match="secret block mine holds no key") as caught:
+        find_block_key("mine", HOST, lambda _: value)
+    assert "sk-" not in str(caught.value)
+
+
+def test_a_block_comes_before_the_providers_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:mine=api.openai.com")
+    assert provider_key(PROVIDERS["openai"], OPENAI, block="mine", load_block=read) == "key-of-mine"
+    assert provider_key(PROVIDERS["openai"], OPENAI) == "sk-own"
+    assert provider_key(PROVIDERS["openai_compatible"], HOST) is None
+
+
+def test_a_child_inherits_no_key_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_KEY_HOSTS", "MY_KEY=llm.example, block:mine=llm.example")
+    environment = {"OPENAI_API_KEY": "a", "MY_KEY": "b", "HF_TOKEN": "c", "PATH": "d"}
+    assert without_keys(environment) == {"HF_TOKEN": "c", "PATH": "d"}

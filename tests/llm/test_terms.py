@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from potstill.errors import NotAuthorisedError
-from potstill.llm.terms import check_terms, terms_of
+from potstill.llm.terms import check_terms, state_terms, terms_of
+from potstill.records import TeacherTerms
 from tests.fake_teacher import make_teacher
 
 
@@ -30,3 +31,25 @@ def test_terms_that_restrict_or_that_nobody_knows_need_an_attestation(fields: di
         with pytest.raises(NotAuthorisedError, match=says):
             check_terms(make_teacher("", **fields, attest=attest))
     check_terms(make_teacher("", **fields, attest="our contract of May allows it"))
+
+
+def test_what_is_stated_goes_down_word_for_word() -> None:
+    teacher = make_teacher("", provider="openai", base_url=None, attest=" our contract of May allows it\n")
+    link = "https://openai.com/policies/services-agreement"
+    said = TeacherTerms(
+        teacher="fake-1",
+        host="api.openai.com",
+        kind="restricted",
+        link=link,
+        attested="our contract of May allows it",
+    )
+    assert state_terms(teacher) == said
+    assert said.describe() == (
+        f'fake-1 at api.openai.com: restricted ({link}); attested: "our contract of May allows it"'
+    )
+
+
+def test_a_server_on_this_machine_needs_no_statement_and_gets_none() -> None:
+    said = state_terms(make_teacher("http://127.0.0.1:8000/v1"))
+    assert (said.kind, said.host, said.attested) == ("allowed", "127.0.0.1", None)
+    assert said.describe() == "fake-1 at 127.0.0.1: allowed"

@@ -10,7 +10,8 @@ from potstill.llm.batches.base import BatchProtocol
 from potstill.llm.batches.calls import Calls
 from potstill.llm.batches.connection import Connection
 from potstill.llm.batches.openai import OpenAIBatches
-from potstill.llm.keys import find_key, key_variable
+from potstill.llm.echoes import KeyMask
+from potstill.llm.keys import LoadBlock, provider_key
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.retrying import RetryPolicy
 
@@ -27,6 +28,8 @@ async def open_batches(
     base_url: str | None,
     *,
     api_key_env: str | None = None,
+    api_key_block: str | None = None,
+    load_block: LoadBlock | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_seconds: float = 120.0,
     policy: RetryPolicy | None = None,
@@ -43,9 +46,9 @@ async def open_batches(
         raise UsageError(f"provider {provider!r} has no batches: known are {', '.join(PROTOCOLS)}")
     known = PROVIDERS[provider]
     address = (base_url or known.default_base_url or "").rstrip("/")
-    key = find_key(key_variable(api_key_env, known, address), address)
+    key = provider_key(known, address, variable=api_key_env, block=api_key_block, load_block=load_block)
     more = {name.lower(): value for name, value in (headers or {}).items()}
     every = {"user-agent": "potstill", **more, **known.headers(key, address)}
-    connection = Connection(known, address, every, timeout_seconds)
+    connection = Connection(known, address, every, timeout_seconds, KeyMask(key))
     async with connection.opened():
         yield PROTOCOLS[provider](Calls(connection, policy or RetryPolicy(), sleep))

@@ -12,6 +12,7 @@ import orjson
 
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, PotstillError, TransientTeacherError
 from potstill.llm.batches.spool import Spool
+from potstill.llm.echoes import KeyMask
 from potstill.llm.providers.base import Failure, Provider
 from potstill.llm.retrying import UnansweredError
 
@@ -31,14 +32,18 @@ class LostAnswerError(UnansweredError):
 class Connection:
     """Calls of one provider, each made once; retrying is the caller's.
 
-    Redirects are never followed, and the key goes to no other address than `base_url`.
+    Redirects are never followed, and the key goes to no other address than `base_url`; where the server echoes it, it is
+    masked.
     """
 
-    def __init__(self, provider: Provider, base_url: str, headers: Mapping[str, str], timeout_seconds: float) -> None:
+    def __init__(
+        self, provider: Provider, base_url: str, headers: Mapping[str, str], timeout_seconds: float, mask: KeyMask
+    ) -> None:
         self.provider = provider
         self._base_url = httpx.URL(base_url)
         self._headers = headers
         self._timeout_seconds = timeout_seconds
+        self._mask = mask
         self._http: httpx.AsyncClient | None = None
 
     @asynccontextmanager
@@ -76,7 +81,7 @@ class Connection:
                 response = await self._client.request(method, self._address(path), params=params, **body)
         self._check(response)
         try:
-            return read(orjson.loads(response.content))
+            return read(self._mask.read_json(response.content))
         except (LookupError, TypeError, ValueError, AttributeError):
             raise LostAnswerError(f"{self._base_url}: the answer to {method} {path} cannot be read") from None
 
@@ -87,8 +92,8 @@ class Connection:
                 if not response.is_success:
                     await response.aread()
                 self._check(response)
-                async for chunk in response.aiter_bytes():
-                    yield chunk
+                async for lines in self._mask.clean_lines(response.aiter_bytes()):
+                    yield lines
 
     def _address(self, path: str) -> httpx.URL:
         """Errors: `NotAuthorisedError` for an address at another host, where the key does not go."""
@@ -121,15 +126,14 @@ class Connection:
                 raise PermanentTeacherError(f"no host named {self._base_url.host}: check base_url") from None
             if any(isinstance(cause, TimeoutError) for cause in _causes(error)):
                 raise LostAnswerError(f"{self._base_url}: no answer in time") from None
-            raise LostAnswerError(
-                f"{self._base_url}: connection lost: {str(error)[:160] or type(error).__name__}"
-            ) from None
+            said = self._mask.clean_text(str(error))[:160] or type(error).__name__
+            raise LostAnswerError(f"{self._base_url}: connection lost: {said}") from None
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
             return
         try:
-            body = orjson.loads(response.content)
+            body = self._mask.read_json(response.content)
         except orjson.JSONDecodeError:
             body = None
         raise self._error(self.provider.read_error(response.status_code, body, response.headers))
