@@ -5,7 +5,9 @@ from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from potstill.ledger.schema import PICO
+from potstill.ledger import AttemptPlan
+from potstill.ledger.entries import Admission
+from potstill.ledger.schema import PICO, to_pico
 from potstill.owner import this_process
 
 ALIVE = this_process().model_dump_json()
@@ -38,9 +40,11 @@ class Audit:
         url: the ledger's.
         caps: by account.
         keys: of the answers, by the mark of their prompt.
+        bill: what was truly billed, by account; it grows.
     """
 
-    def __init__(self, url: str, caps: dict[str, int], keys: dict[str, str]) -> None:
+    def __init__(self, url: str, caps: dict[str, int], keys: dict[str, str], bill: Counter[str]) -> None:
+        self._bill = bill
         self._keys = keys
         self._connection: Any = _connect(url)
         self._caps = caps
@@ -48,9 +52,10 @@ class Audit:
         self.tightest: dict[str, int] = dict(caps)
         """The least that was ever left of a cap."""
 
-    def check(self, bill: Counter[str]) -> None:
+    def check(self) -> None:
         """The accounts are the sum of their rows and within their caps, and cover what was truly billed."""
         self.checks += 1
+        bill = self._bill
         sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         for row in self.rows():
             for account in filter(None, (row.run, row.month)):
@@ -66,6 +71,14 @@ class Audit:
                 assert bill[name] <= self._caps[name], f"{name}: {bill[name]} billed of {self._caps[name]}"
             assert bill[name] <= committed, f"{name}: {bill[name]} billed, {committed} committed"
         assert set(bill) <= {name for name, _, _ in stored}
+
+    def check_refusal(self, plan: AttemptPlan, admission: Admission) -> None:
+        """What is refused for want of room, right after it was, does not fit; and all are told of that may make some."""
+        accounts = {plan.run, plan.month} - {None}
+        [(account, cap)] = self._caps.items()
+        assert self.committed(account) + to_pico(plan.bound_usd) > cap, "refused though it fits"
+        online = sum(row.status == "in_flight" and bool({row.run, row.month} & accounts) for row in self.rows())
+        assert admission.in_flight == online, f"{online} are in flight, {admission.in_flight} were told"
 
     def rows(self) -> list[Row]:
         """Every attempt, in the order of its id."""

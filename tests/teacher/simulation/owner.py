@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import NamedTuple
@@ -11,7 +11,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from potstill.errors import BudgetReachedError, PermanentTeacherError, PotstillError, TransientTeacherError
-from potstill.ledger import Caps, Ledger
+from potstill.ledger import AttemptPlan, Caps, Ledger, Settlement
+from potstill.ledger.entries import Admission
 from potstill.ledger.grouping import GroupedLedger
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
@@ -39,21 +40,30 @@ KILL_RANGES: dict[KillKind, int] = {
 class WatchedLedger(Ledger):
     """The real one; its process may be killed around each commit, and each commit is audited."""
 
-    def __init__(self, url: str, process: Process, on_commit: Callable[[], None]) -> None:
+    def __init__(self, url: str, process: Process, audit: Audit) -> None:
         super().__init__(url)
         self._process = process
-        self._on_commit = on_commit
+        self._audit = audit
 
     @property
     def owner_id(self) -> int | None:
         return self._owner_id
+
+    def write(
+        self, settlements: Sequence[Settlement], wanted: Sequence[tuple[AttemptPlan, Caps]], batch: str | None = None
+    ) -> list[Admission]:
+        admissions = super().write(settlements, wanted, batch)
+        for (plan, _), admission in zip(wanted, admissions, strict=True):
+            if admission.why_not == "no_room":
+                self._audit.check_refusal(plan, admission)
+        return admissions
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with super()._writing() as connection:
             yield connection
             self._process.meet_in_a_transaction("before a commit")
-        self._on_commit()
+        self._audit.check()
         self._process.meet_in_a_transaction("after a commit")
 
 
@@ -101,7 +111,7 @@ class Owner:
             kind = draw.choice(list(KILL_RANGES))
             kills[kind] = draw.randint(1, KILL_RANGES[kind])
         self._process = process = Process(place.world, kills, self._die)
-        self._ledger = place.ledger(place.url, process, lambda: place.audit.check(place.provider.bill))
+        self._ledger = place.ledger(place.url, process, place.audit)
         grouped = place.grouped(self._ledger, executor=process.thread)
         client = Client(place.provider, process, (self.plan.run, self.plan.month()))
         asker = Asker(self.plan, grouped, client, place.caps, POLICY, clock=process.loop.time)

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import aiohttp
 
@@ -13,6 +13,8 @@ from tests.fake_teacher import MARK, PRICE
 from tests.teacher.simulation.world import Process, World
 
 PICO_A_TOKEN = (int(PRICE.input_per_million * 10**6), int(PRICE.output_per_million * 10**6))
+URL = "http://127.0.0.1:9/v1"
+"""Nobody asks there."""
 TIMEOUT_SECONDS = 20.0
 REFUSED = "this prompt is refused"
 
@@ -30,7 +32,7 @@ Fault = Literal[
     "hangs after it was billed",
     "late",
 ]
-FAULTS: tuple[Fault, ...] = Fault.__args__  # type: ignore[attr-defined]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 UNBILLED = {"429", "500", "no connection", "reset before it was billed", "hangs before it is billed"}
 UNREADABLE = {"malformed", "without usage"}
 
@@ -57,14 +59,16 @@ class Provider:
     """Bills at arrival.
 
     Args:
+        bill: what it has billed, in pico-dollars by account.
         on_arrival: told after each arrival.
         may_cross: whether two living owners may ask the same at once, as where one is wrongly taken for dead.
     """
 
-    def __init__(self, world: World, traits: Traits, on_arrival: Callable[[], None], *, may_cross: bool) -> None:
+    def __init__(
+        self, world: World, traits: Traits, bill: Counter[str], on_arrival: Callable[[], None], *, may_cross: bool
+    ) -> None:
         self.requests = 0
-        self.bill: Counter[str] = Counter()
-        """In pico-dollars, by account."""
+        self.bill = bill
         self.readable: defaultdict[str, list[int]] = defaultdict(list)
         """What each reply that came whole said it cost, by the mark of its prompt."""
         self.arrivals: Counter[str] = Counter()
@@ -164,7 +168,7 @@ class Client(ChatClient):
     """The real one up to the wire and from it on: what lies between is the provider above."""
 
     def __init__(self, provider: Provider, process: Process, account: tuple[str, str | None]) -> None:
-        super().__init__("openai_compatible", "http://127.0.0.1:9/v1", timeout_seconds=TIMEOUT_SECONDS)
+        super().__init__("openai_compatible", URL, timeout_seconds=TIMEOUT_SECONDS)
         self._theirs = provider
         self._process = process
         self._account = account

@@ -9,16 +9,18 @@ from potstill.errors import BudgetReachedError, PermanentTeacherError
 from potstill.ledger import Caps, Ledger
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.schema import to_pico
+from potstill.llm.client import ChatClient
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from tests.fake_teacher import MARK, make_teacher, row
 from tests.teacher.simulation.audit import ALIVE, DEAD, UNKNOWN_TO_ALL, Audit, to_usd
 from tests.teacher.simulation.owner import Owner, Place, WatchedLedger
-from tests.teacher.simulation.provider import REFUSED, Client, Provider, Traits
-from tests.teacher.simulation.world import Process, World
+from tests.teacher.simulation.provider import REFUSED, URL, Provider, Traits
+from tests.teacher.simulation.world import World
 
-MISTAKEN_SHARE = 0.15
-"""Of the schedules, so many take a living owner for dead once: then one key may be asked by two at a time."""
+MISTAKEN_SHARE = 0.2
+MISTAKES = 3
+"""Of the schedules, so many take living owners for dead: then one key may be asked by two at a time."""
 
 
 class Figures(NamedTuple):
@@ -60,22 +62,23 @@ class Schedule:
         self._is_mistaken = draw.random() < MISTAKEN_SHARE
         plans = self._draw_plans()
         caps, self._account, self._cap = self._draw_cap(plans)
+        answers = {answer.key: answer for plan in plans for answer in plan.answers()}
+        self._texts = {key: answer.prompt.messages[-1]["content"] for key, answer in answers.items()}
+        self._marks = {key: MARK.findall(text)[0] for key, text in self._texts.items()}
+        encode, rates = ChatClient("openai_compatible", URL).encode, plans[0].rates
+        self._bounds = {
+            key: to_pico(rates.upper_bound(len(encode(answer.request)), answer.request.max_tokens))
+            for key, answer in answers.items()
+        }
+        Ledger(url).close()
+        bill = Counter[str]()
+        self._audit = Audit(url, {self._account: self._cap}, {mark: key for key, mark in self._marks.items()}, bill)
         traits = Traits(
             fault_share=draw.choice([0.0, 0.1, 0.3, 0.5]),
             latency_seconds=10 ** draw.uniform(-2.5, 0.7),
             dearest_share=draw.choice([0.0, 0.2, 1.0]),
         )
-        self._provider = Provider(self._world, traits, self._check, may_cross=self._is_mistaken)
-        answers = {answer.key: answer for plan in plans for answer in plan.answers()}
-        self._texts = {key: answer.prompt.messages[-1]["content"] for key, answer in answers.items()}
-        self._marks = {key: MARK.findall(text)[0] for key, text in self._texts.items()}
-        client = Client(self._provider, Process(self._world, {}, lambda *_: None), ("", None))
-        self._bounds = {
-            key: plans[0].rates.upper_bound(len(client.encode(answer.request)), answer.request.max_tokens)
-            for key, answer in answers.items()
-        }
-        Ledger(url).close()
-        self._audit = Audit(url, {self._account: self._cap}, {mark: key for key, mark in self._marks.items()})
+        self._provider = Provider(self._world, traits, bill, self._audit.check, may_cross=self._is_mistaken)
         self._counted: set[str] = set()
         place = Place(self._world, url, self._audit, self._provider, caps, ledger, grouped, self._counted)
         self._owners = [Owner(place, plan, kills=draw.randint(0, 3)) for plan in plans]
@@ -85,7 +88,7 @@ class Schedule:
         try:
             for owner in self._owners:
                 self._world.after(draw.uniform(0, 2), owner.live)
-            if self._is_mistaken:
+            for _ in range(MISTAKES if self._is_mistaken else 0):
                 self._world.after(draw.uniform(0, 4), self._mistake)
             self._world.run()
             self._check_the_end()
@@ -94,9 +97,6 @@ class Schedule:
             self._world.bury()
             self._audit.close()
 
-    def _check(self) -> None:
-        self._audit.check(self._provider.bill)
-
     def _draw_plans(self) -> list[TeachPlan]:
         """One plan twice, or two that share some of their prompts."""
         draw = self._world.random
@@ -104,7 +104,7 @@ class Schedule:
         prompts = [f"Which is #{number:04d}? {'x' * draw.choice([0, 20, 400])}" for number in range(2 * size)]
         for refused in draw.sample(range(2 * size), draw.randint(0, 2)):
             prompts[refused] += REFUSED
-        teacher = make_teacher("http://127.0.0.1:9/v1", concurrency=draw.randint(1, 5), max_tokens=draw.choice([8, 64]))
+        teacher = make_teacher(URL, concurrency=draw.randint(1, 5), max_tokens=draw.choice([8, 64]))
         rows = [row(prompt, prompt) for prompt in prompts]
         first = 0 if draw.random() < 0.5 else draw.randint(1, size)
         return [
@@ -125,11 +125,15 @@ class Schedule:
         return Caps(month_usd=cap), month, to_pico(cap)
 
     def _mistake(self) -> None:
-        """A clock that is set makes one who lives look dead for a while."""
+        """A clock that is set makes one who lives look dead for a while, and a third process looks just then."""
         draw = self._world.random
         change = draw.choice(self._owners).mistake_for_dead()
         if change is not None:
             change(DEAD)
+            third = Ledger(self._url)
+            third.close_orphans()
+            third.close()
+            self._audit.check()
             self._world.after(draw.uniform(0, 3), lambda: change(ALIVE))
 
     def _check_the_end(self) -> None:
@@ -152,7 +156,7 @@ class Schedule:
         if left:
             assert BudgetReachedError in outcomes
             room = self._cap - self._audit.committed(self._account)
-            dearest = max(to_pico(self._bounds[key]) for key in left)
+            dearest = max(self._bounds[key] for key in left)
             assert dearest > room, f"stopped though {room} are left and the dearest request may cost {dearest}"
 
     def _check_cost(self, key: str) -> None:

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, Literal
 
 KillKind = Literal["in a callback", "before a commit", "after a commit", "as a request left", "as a reply came"]
-MOST_STEPS = 300_000
+MOST_STEPS = 50_000
 STALL_SHARE = 0.002
 LONGEST_STALL_SECONDS = 3.0
 
