@@ -35,9 +35,9 @@ def test_a_seed_gives_the_same_schedule_again(tmp_path: Path) -> None:
 class ReleasesTheUnknown(WatchedLedger):
     """Takes what nobody knows for what cost nothing."""
 
-    def write(self, settlements: Sequence[Settlement], wanted: Sequence[Any], batch: str | None = None) -> Any:
+    def write(self, settlements: Sequence[Settlement], wanted: Sequence[Any]) -> Any:
         freed = [it._replace(status="failed") if it.status == "unknown" else it for it in settlements]
-        return super().write(freed, wanted, batch)
+        return super().write(freed, wanted)
 
 
 class ChecksBeforeTheGroup(WatchedLedger):
@@ -47,10 +47,9 @@ class ChecksBeforeTheGroup(WatchedLedger):
         self,
         settlements: Sequence[Settlement],
         wanted: Sequence[tuple[AttemptPlan, Caps]],
-        batch: str | None = None,
     ) -> Any:
         unchecked = [(plan, NO_CAPS if self._fits(plan, caps) else caps) for plan, caps in wanted]
-        return super().write(settlements, unchecked, batch)
+        return super().write(settlements, unchecked)
 
     def _fits(self, plan: AttemptPlan, caps: Caps) -> bool:
         pairs = ((plan.run, caps.run_usd), (plan.month, caps.month_usd))

@@ -49,10 +49,8 @@ class WatchedLedger(Ledger):
     def owner_id(self) -> int | None:
         return self._owner_id
 
-    def write(
-        self, settlements: Sequence[Settlement], wanted: Sequence[tuple[AttemptPlan, Caps]], batch: str | None = None
-    ) -> list[Admission]:
-        admissions = super().write(settlements, wanted, batch)
+    def write(self, settlements: Sequence[Settlement], wanted: Sequence[tuple[AttemptPlan, Caps]]) -> list[Admission]:
+        admissions = super().write(settlements, wanted)
         for (plan, _), admission in zip(wanted, admissions, strict=True):
             if admission.why_not == "no_room":
                 self._audit.check_refusal(plan, admission)
