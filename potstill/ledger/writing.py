@@ -84,7 +84,10 @@ class Writer:
         if rows:
             connection.execute(self._insert, rows)
             self._change(connection, room.changes)
-        return self._count_in_flight(connection, wanted, admissions)
+        return [
+            it._replace(in_flight=self._count_in_flight(connection, begin.plan)) if it.why_not == "no_room" else it
+            for it, begin in zip(admissions, wanted, strict=True)
+        ]
 
     def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
         """Close attempts, release their reservations and store their answers; what is settled already stays so."""
@@ -129,22 +132,12 @@ class Writer:
         """After a transaction that failed: what it added is not there."""
         self._prices.clear()
 
-    def _count_in_flight(
-        self, connection: Connection, wanted: Sequence[Begin], admissions: list[Admission]
-    ) -> list[Admission]:
-        """The same admissions; those for which there is no room say how many requests may still make some."""
-        barred = {
-            _accounts_of(begin.plan) for begin, it in zip(wanted, admissions, strict=True) if it.why_not == "no_room"
-        }
-        found: dict[tuple[str, ...], int] = {}
-        for names in barred:
-            of_these = attempts.c.run.in_(names) | attempts.c.month.in_(names)
-            is_online = (attempts.c.status == "in_flight") & attempts.c.batch.is_(None)
-            found[names] = connection.scalar(select(func.count()).where(is_online & of_these)) or 0
-        return [
-            it._replace(in_flight=found[_accounts_of(begin.plan)]) if it.why_not == "no_room" else it
-            for begin, it in zip(wanted, admissions, strict=True)
-        ]
+    def _count_in_flight(self, connection: Connection, plan: AttemptPlan) -> int:
+        """How many requests on the same accounts may still make room; a batch takes hours to."""
+        names = _accounts_of(plan)
+        of_these = attempts.c.run.in_(names) | attempts.c.month.in_(names)
+        is_online = (attempts.c.status == "in_flight") & attempts.c.batch.is_(None)
+        return connection.scalar(select(func.count()).where(is_online & of_these)) or 0
 
     def _account_states(self, connection: Connection, wanted: Sequence[Begin]) -> dict[str, list[int]]:
         names = sorted({account for begin in wanted for account in _accounts_of(begin.plan)})
