@@ -76,6 +76,8 @@ class CostReport(Row):
     smoke: SmokeReport
     tokens: TokenEstimate | None
     teacher: dict[Processing, Cost]
+    prices: dict[Processing, str]
+    """Where they come from."""
     judge: Cost | None
     """None: no recipe has a judge yet."""
     base_outputs: MachineCost
@@ -114,8 +116,9 @@ def _as_json(report: CostReport) -> dict[str, object]:
 def _table(report: CostReport) -> Iterator[tuple[str, ...]]:
     for name, cost in report.teacher.items():
         interval = "–" if cost.low_usd is None else f"{format_usd(cost.low_usd)} – {format_usd(cost.high_usd)}"
-        how = "as this recipe asks" if name == report.mode else ""
-        yield (f"teacher, {name}", format_usd(cost.expected_usd), interval, format_usd(cost.bound_usd), how)
+        what = f"teacher, {name}" + (" (as this recipe asks)" if name == report.mode else "")
+        how = f"price: {report.prices[name]}"
+        yield (what, format_usd(cost.expected_usd), interval, format_usd(cost.bound_usd), how)
     yield ("judge", "–", "–", "–", "none in this recipe")
     for stage, cost in (("base outputs", report.base_outputs), ("training", report.training)):
         usd = "–" if cost.cost_usd is None else format_usd(cost.cost_usd)

@@ -1,6 +1,5 @@
 """The work behind `potstill estimate`: asks a smoke, and works out what the rest will cost."""
 
-from collections.abc import Sequence
 from decimal import Decimal
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, open_store
@@ -19,7 +18,7 @@ from potstill.llm.providers import PROVIDERS
 from potstill.machine_time import MachineTime, expect_times
 from potstill.preflight import check
 from potstill.recipe import Recipe
-from potstill.teacher.estimate import Cost, Missing, estimate_cost, estimate_tokens
+from potstill.teacher.estimate import Missing, estimate_cost, estimate_tokens
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan
 from potstill.teacher.sharing import caps_of, plan_of
@@ -118,10 +117,8 @@ class _Estimating:
         """What is known by now; `rest` is what is missing of the rows outside the smoke."""
         missing = rest.plus(count_missing_of(self.plan, self.ledger, self.rows))
         sample = read_sample(self.plan, self.ledger, self.rows)
-        costs: dict[Processing, Cost] = {
-            name: estimate_cost(sample.prompts, missing, rates_of(self.plan, name), self.plan.teacher.max_tokens)
-            for name in ("online", "batch")
-        }
+        rates: dict[Processing, Rates] = {name: rates_of(self.plan, name) for name in ("online", "batch")}
+        longest = self.plan.teacher.max_tokens
         summary = curation.read_summary(self.store.path(self.prompts))
         times = expect_times(self.recipe, self.prompts, summary, self.store)
         report = CostReport(
@@ -131,9 +128,10 @@ class _Estimating:
             prompts=len(self.plan.rows),
             answers=self.plan.num_answers,
             missing=missing.answers,
-            smoke=self._smoke(sample, self.rows),
+            smoke=self._smoke(sample),
             tokens=estimate_tokens(sample.prompts, missing),
-            teacher=costs,
+            teacher={name: estimate_cost(sample.prompts, missing, of, longest) for name, of in rates.items()},
+            prices={name: of.source for name, of in rates.items()},
             judge=None,
             base_outputs=self._machine_cost(times.base_outputs),
             training=self._machine_cost(times.training),
@@ -142,9 +140,9 @@ class _Estimating:
         )
         show_report(report, as_json=self.as_json)
 
-    def _smoke(self, sample: Sample, rows: Sequence[int]) -> SmokeReport:
+    def _smoke(self, sample: Sample) -> SmokeReport:
         return SmokeReport(
-            prompts=len(rows),
+            prompts=len(self.rows),
             answered=len(sample.prompts),
             asked=self.asked.attempts,
             cost_usd=self.asked.cost_usd,
