@@ -15,7 +15,9 @@ pytestmark = pytest.mark.drill
 
 RPM, TPM = 3000, 300_000
 LIMITS: dict[str, dict[str, int]] = {"requests": {"rpm": RPM}, "tokens": {"tpm": TPM}, "both": {"rpm": RPM, "tpm": TPM}}
-PROMPT_WORDS = " Does the parcel come today, or is it late once more? Say which, in a sentence or two of plain words, please. "
+PROMPT_WORDS = (
+    " Does the parcel come today, or is it late once more? Say which, in a sentence or two of plain words, please. "
+)
 ANSWER_TOKENS = 62
 """With its prompt about 100 tokens, so that both limits are met at the same pace."""
 BURST_SECONDS = 5
@@ -72,7 +74,9 @@ def finish(teacher: RunningTeacher, teaching: Teaching, started: Started) -> Pac
     teaching.finish(started)
     stats: dict[str, Any] = teacher.stats()
     right = read_written(teaching.out / "completions.jsonl").right
-    return Paced(stats["capacity_used"], stats["requests"], stats["refused_by_limiter"], teacher.log().span_seconds(), right)
+    return Paced(
+        stats["capacity_used"], stats["requests"], stats["refused_by_limiter"], teacher.log().span_seconds(), right
+    )
 
 
 @pytest.mark.parametrize("limit", LIMITS)

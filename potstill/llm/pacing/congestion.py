@@ -274,7 +274,12 @@ class Congestion:
         latency = max(self._latency or 0.0, 1e-6)
         if self._anchor is not None:
             beyond = max(0, self._grown - RECOVERY)
-            grown = BACK_OFF + (1 - BACK_OFF) * min(1, self._grown / RECOVERY) + PROBING * beyond + (beyond / self._far) ** 3
+            grown = (
+                BACK_OFF
+                + (1 - BACK_OFF) * min(1, self._grown / RECOVERY)
+                + PROBING * beyond
+                + (beyond / self._far) ** 3
+            )
             rate = self._anchor * grown
         elif self._latency is not None:
             rate = self._window / latency
