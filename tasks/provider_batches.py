@@ -6,7 +6,7 @@ from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef
 from potstill.errors import TransientTeacherError
-from potstill.ledger import Ledger
+from potstill.ledger import open_ledger
 from potstill.recipe import Recipe
 from potstill.teacher.outcome import BatchReport
 from potstill.teacher.sharing import caps_of, plan_of, shared_session
@@ -33,7 +33,7 @@ def ask_in_batches(recipe: Recipe, prompts: ArtifactRef) -> BatchReport | None:
             said[0] = line
             logger.info("%s", line)
 
-    with shared_session(plan, Ledger(), caps_of(recipe), load_block) as session:
+    with shared_session(plan, open_ledger(), caps_of(recipe), load_block) as session:
         if recipe.teacher.mode == "online":
             return session.collect_batches(say)
         report = session.answer_in_batches(say=say)

@@ -8,9 +8,11 @@ that bound for ever.
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 from sqlalchemy import Connection
 
+from potstill.home import potstill_home
 from potstill.ledger import batches, owners
 from potstill.ledger.database import Database
 from potstill.ledger.entries import (
@@ -176,3 +178,13 @@ class Ledger:
         self._last_id += 1
         assert self._last_id // IDS_AN_OWNER == owner
         return self._last_id
+
+
+def open_ledger() -> Ledger:
+    """The ledger of `POTSTILL_HOME`, one object a process: what a task of a flow has begun, its retry goes on with."""
+    return _opened(f"sqlite:///{potstill_home() / 'ledger.db'}")
+
+
+@lru_cache(maxsize=4)
+def _opened(url: str) -> Ledger:
+    return Ledger(url)

@@ -93,6 +93,7 @@ class BatchAsker:
             is_first = False
             if handed_in.submitted == 0 and handed_in.claimed > 0:
                 await self._sleep(self._plan.teacher.batch_poll_seconds)
+                self._ledger.close_orphans()  # who claimed them may have died meanwhile
                 await self._finish_open()
                 continue
             if handed_in.submitted == 0:
@@ -131,7 +132,8 @@ class BatchAsker:
             if admitted:
                 self._say(f"handing in a batch of {len(admitted):,} requests")
                 state = await self._protocol.submit(self._bodies(token, admitted), token)
-                self._ledger.update_batch(token, "running", state.id)
+                if state.is_certain:
+                    self._ledger.update_batch(token, "running", state.id)
         return done
 
     def _missing(self, *, is_first: bool) -> Iterator[_Item]:
@@ -203,7 +205,7 @@ class BatchAsker:
             close_rejected(self._ledger, row, state, self._keys_of(row, state.rejected_lines))
             self._shrink(row, state)
             return True
-        async for step in close_batch(self._ledger, row, self._protocol.results(state), self._plan.run):
+        async for step in close_batch(self._ledger, row, self._protocol.results(state), self._plan.run, self._rates):
             self._tally.add(step)
             self._tally.counts["answered"] += step.answered
             self._on_step(step)

@@ -8,6 +8,7 @@ from potstill.ledger import Ledger, Settlement, Status
 from potstill.ledger.batches import BatchedAttempt, BatchRow
 from potstill.llm.batches.base import BatchResult, BatchState, custom_id
 from potstill.llm.messages import Reply
+from potstill.llm.pricing import Rates
 from potstill.teacher.outcome import Step
 
 GROUP = 500
@@ -15,14 +16,17 @@ GROUP = 500
 
 
 async def close_batch(
-    ledger: Ledger, row: BatchRow, results: AsyncIterator[BatchResult], run: str
+    ledger: Ledger, row: BatchRow, results: AsyncIterator[BatchResult], run: str, rates: Rates
 ) -> AsyncIterator[Step]:
     """Settle what a batch that has ended brought; yields what each group of results adds to a run.
 
     A request without a result was not carried out. Where a line could not be read, it may be that request's, and its
     cost is unknown.
     """
-    waiting = {custom_id(row.token, it.plan.answer_key[:32]): it for it in ledger.in_batch(row.token)}
+    waiting = {
+        custom_id(row.token, it.plan.answer_key[:32]): _at_the_same_rates(it, rates)
+        for it in ledger.in_batch(row.token)
+    }
     unreadable = 0
     group: list[Settlement] = []
     async for result in results:
@@ -38,6 +42,12 @@ async def close_batch(
     group += [Settlement(*attempt, status, error="the batch ended without a result") for attempt in waiting.values()]
     yield _settle(ledger, group, run)
     ledger.update_batch(row.token, "ended")
+
+
+def _at_the_same_rates(attempt: BatchedAttempt, rates: Rates) -> BatchedAttempt:
+    """What the ledger keeps of a price has no tiers: where it is still the price, the tiers are known."""
+    is_same = attempt.plan.rates.snapshot() == rates.snapshot()
+    return attempt._replace(plan=attempt.plan._replace(rates=rates)) if is_same else attempt
 
 
 def close_unsubmitted(ledger: Ledger, row: BatchRow) -> None:

@@ -39,6 +39,7 @@ def ledger(url: str) -> Ledger:
 @pytest.fixture
 def teacher() -> Iterator[BatchTeacher]:
     with BatchTeacher() as teacher:
+        teacher.runs_by_itself = True
         yield teacher
 
 
