@@ -98,8 +98,19 @@ class Teacher(Part):
     )
     seed: int | None = Field(default=None, description="Sent to the provider when set.")
     prompt_caching: bool = Field(default=True, description="Let the provider keep a long shared beginning of prompts.")
-    samples: int = Field(
-        default=1, ge=1, le=16, description="Answers asked for each prompt; the first usable one is trained on."
+    samples: int = Field(default=1, ge=1, le=16, description="Answers asked for each prompt; one is trained on.")
+    choose: Literal["first", "majority"] = Field(
+        default="first", description="Which usable sample is trained on: the first, or one that most agree with."
+    )
+    quality_retries: int = Field(
+        default=0, ge=0, le=4, description="Further samples asked for while all of a prompt must not be trained on."
+    )
+    mode: Literal["online", "batch"] = Field(
+        default="online", description="batch: half the price, and an answer within a day."
+    )
+    batch_poll_seconds: float = Field(default=60, gt=0, description="How often a batch is looked at.")
+    stragglers_online: bool = Field(
+        default=False, description="What a batch leaves without an answer is asked for online, at the full price."
     )
     concurrency: int = Field(default=16, ge=1, le=1024, description="Requests in flight at most.")
     rpm: int | None = Field(default=None, ge=1, description="Requests a minute at most.")

@@ -1,5 +1,6 @@
 """Reads a recipe from YAML and says what is wrong with it: file, line, field, value, what is allowed, what was meant."""
 
+from collections.abc import Sequence
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,7 +43,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(path, places, detail) for detail in error.errors())) from None
+        missing = {detail["loc"] for detail in error.errors() if detail["type"] == "missing"}
+        raise RecipeError("\n".join(_explain(path, places, detail, missing) for detail in error.errors())) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> Location:
@@ -95,13 +97,14 @@ def _line_numbers(path: Path, node: yaml.Node, place: Location = ()) -> dict[Loc
     return lines
 
 
-def _explain(path: Path, places: dict[Location, str], detail: ErrorDetails) -> str:
+def _explain(path: Path, places: dict[Location, str], detail: ErrorDetails, missing: set[Location]) -> str:
     place: Location = detail["loc"]
     where = next((places[place[:end]] for end in range(len(place), 0, -1) if place[:end] in places), str(path))
     name, value = _dotted(place), detail["input"]
     if detail["type"] == "extra_forbidden":
         allowed = allowed_values(Recipe, place)
-        return f"{where}: {name}: unknown field (value {value!r}){_suggest(str(place[-1]), allowed)}"
+        lacking = [str(other[-1]) for other in missing if other[:-1] == place[:-1]]
+        return f"{where}: {name}: unknown field (value {value!r}){_suggest(str(place[-1]), allowed, lacking)}"
     if detail["type"] == "missing":
         return f"{where}: {name}: required, but missing: add it"
     if detail["type"] == "literal_error":
@@ -114,8 +117,9 @@ def _explain(path: Path, places: dict[Location, str], detail: ErrorDetails) -> s
     return f"{where}: {name}: {value!r}: {said[0].lower()}{said[1:]}{hint}"
 
 
-def _suggest(given: str, allowed: list[str]) -> str:
-    near = get_close_matches(given, allowed, n=1, cutoff=0.5)
+def _suggest(given: str, allowed: list[str], likelier: Sequence[str] = ()) -> str:
+    """What was meant, perhaps one of the likelier names, and all that is allowed."""
+    near = get_close_matches(given, likelier, n=1, cutoff=0.5) or get_close_matches(given, allowed, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else "."
     return f"{hint} Allowed: {', '.join(allowed)}"
 

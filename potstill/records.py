@@ -82,6 +82,8 @@ class Completion(Row):
     """What the attempts behind this answer cost, unusable ones included."""
     seconds: float = 0.0
     """Wall time of the request, or of this prompt's share of its batch."""
+    agreeing: int = 1
+    """How many of the prompt's usable samples say the same; of the usable ones the first with the most is trained on."""
     quarantine: str | None = None
     """Why the answer must not be trained on; None when it may be."""
 

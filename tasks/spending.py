@@ -1,15 +1,33 @@
 """What a run has spent so far: a table in Prefect's UI that grows while it runs."""
 
 from contextlib import suppress
+from typing import Any
 
 import httpx
 from prefect.artifacts import create_table_artifact
+from prefect.exceptions import ExternalSignal
+from prefect.futures import PrefectFuture, wait
 
-from potstill.ledger import Caps, Ledger
+from potstill.ledger import Caps, Ledger, open_ledger
 from potstill.ledger.spend import by_model
+from potstill.recipe import Recipe
 from potstill.teacher.plan import TeachPlan
+from potstill.teacher.sharing import caps_of, stop_sessions
 
 EVERY_SECONDS = 10.0
+
+
+def wait_for(futures: list[PrefectFuture[Any]], plan: TeachPlan, recipe: Recipe) -> None:
+    """Wait, and show meanwhile what is spent. An interrupt stops the spending first."""
+    try:
+        while wait(futures, timeout=EVERY_SECONDS).not_done:
+            show_spend(plan, open_ledger(), caps_of(recipe))
+        for future in futures:
+            future.result()
+    except (KeyboardInterrupt, ExternalSignal):
+        stop_sessions()
+        raise
+    show_spend(plan, open_ledger(), caps_of(recipe))
 
 
 def show_spend(plan: TeachPlan, ledger: Ledger, caps: Caps) -> None:

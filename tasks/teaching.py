@@ -1,49 +1,44 @@
 """Teaching: PromptSet → Completions, in batches that show progress, retries and cost."""
 
 from prefect import task, unmapped
-from prefect.exceptions import ExternalSignal
-from prefect.futures import wait
 from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.errors import TransientTeacherError
-from potstill.ledger import Ledger
+from potstill.ledger import open_ledger
 from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
 from potstill.teacher.outcome import BatchReport
-from potstill.teacher.plan import batch_key, open_batches, split_batches
-from potstill.teacher.sharing import caps_of, plan_of, shared_session, stop_sessions
+from potstill.teacher.plan import batch_key, split_batches
+from potstill.teacher.sharing import caps_of, plan_of, shared_session
+from potstill.teacher.unfinished import has_open_batches, open_batches
 from tasks.batch_progress import BatchBar
 from tasks.keys import load_block
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
-from tasks.spending import EVERY_SECONDS, show_spend
+from tasks.provider_batches import ask_in_batches
+from tasks.spending import wait_for
 
 
 def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """Every prompt answered once. A re-run pays only for what is missing."""
-    plan, ledger = plan_of(recipe, prompts), Ledger()
-    asking = open_batches(plan, ledger) if open_store().lookup(_collect_key(recipe, prompts)) is None else []
+    plan, ledger = plan_of(recipe, prompts), open_ledger()
+    is_collected = open_store().lookup(_collect_key(recipe, prompts)) is not None
+    if not is_collected and (recipe.teacher.mode == "batch" or has_open_batches(plan, ledger)):
+        wait_for([ask_in_batches.submit(recipe, prompts)], plan, recipe)
+    asking = [] if is_collected else open_batches(plan, ledger)
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
     batches = [
         *teach_batch.map(index=done, **what),
         *teach_batch.with_options(refresh_cache=True).map(index=asking, **what),  # the ledger knows better than a cache
     ]
-    try:
-        while wait(batches, timeout=EVERY_SECONDS).not_done:
-            show_spend(plan, ledger, caps_of(recipe))
-        for batch in batches:
-            batch.result()
-    except (KeyboardInterrupt, ExternalSignal):
-        stop_sessions()
-        raise
-    show_spend(plan, ledger, caps_of(recipe))
+    wait_for(batches, plan, recipe)
     return collect_completions(recipe, prompts)
 
 
 def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:
     plan = plan_of(recipe, prompts)
-    return batch_key(plan, split_batches(plan)[index], Ledger().id)
+    return batch_key(plan, split_batches(plan)[index], open_ledger().id)
 
 
 @task(
@@ -58,7 +53,7 @@ def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport
     """One batch answered; what the ledger holds is not asked again."""
     batch = split_batches(plan := plan_of(recipe, prompts))[index]
     bar = BatchBar(len(batch) * plan.teacher.samples)
-    with shared_session(plan, Ledger(), caps_of(recipe), load_block) as session:
+    with shared_session(plan, open_ledger(), caps_of(recipe), load_block) as session:
         report = session.answer(batch, bar.add, bar.show)
     bar.finish(report)
     get_run_logger().info(report.describe())
@@ -68,11 +63,11 @@ def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport
 
 
 def _collect_key(recipe: Recipe, prompts: ArtifactRef) -> StageKey:
-    return stage.collect_key(plan_of(recipe, prompts), Ledger())
+    return stage.collect_key(plan_of(recipe, prompts), open_ledger())
 
 
 @task(cache_policy=mirror(_collect_key), result_serializer="json")
 def collect_completions(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """The answers of all batches as one artefact, quarantined ones marked."""
     plan, store = plan_of(recipe, prompts), open_store()
-    return stage.collect(plan, Ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)
+    return stage.collect(plan, open_ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)

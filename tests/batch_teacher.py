@@ -109,7 +109,7 @@ class Billed(NamedTuple):
 
 class Call(NamedTuple):
     operation: str
-    """upload, create, state, list, results or cancel."""
+    """upload, create, state, list, results, cancel, or ask: online."""
     path: str
     headers: dict[str, str]
 
@@ -144,6 +144,8 @@ class BatchTeacher:
         """What a client must show; None for no check."""
         self.polls = 0
         """How many times a batch says that it runs before it has ended."""
+        self.runs_by_itself = False
+        """Whether a look at the list brings batches further too."""
         self.answer: Callable[[str], str] = lambda mark: f"answer to {mark}"
         self.outcomes: dict[str, Outcome] = {}
         """By mark."""
@@ -257,6 +259,15 @@ class BatchTeacher:
         if self.rejections:
             errors.extend(self.rejections.pop(0))
         return self.create("openai", requests, order.get("metadata") or {}, errors)
+
+    def ask(self, speaks: str, body: dict[str, Any]) -> bytes:
+        """Online, outside of any batch: always an answer."""
+        outcomes, self.outcomes = self.outcomes, {}
+        online = Batch("online", speaks, self.now(), [], 0)
+        _, line = self._line(online, "online", body, is_answered=True)
+        self.outcomes = outcomes
+        row = json.loads(line)
+        return json.dumps(row["response"]["body"] if speaks == "openai" else row["result"]["message"]).encode()
 
     def poll(self, batch: Batch) -> None:
         """One look at a batch brings it one step further."""
@@ -487,6 +498,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return "cancel"
             case ["batches", _]:
                 return "state"
+            case ["chat", "completions"] | []:
+                return "ask"
         return "create" if self.command == "POST" else "list"
 
     def _check(self, fault: CallFault | None, headers: dict[str, str]) -> None:
@@ -508,6 +521,8 @@ class _Handler(BaseHTTPRequestHandler):
         teacher = self.teacher
         if operation == "upload":
             return json.dumps(teacher.upload(self._uploaded(content))).encode()
+        if operation == "ask":
+            return teacher.ask(self.speaks, json.loads(content))
         if operation == "create":
             batch = self._create(content)
         elif operation == "list":
@@ -565,6 +580,9 @@ class _Handler(BaseHTTPRequestHandler):
         start = ids.index(after) + 1 if after else 0
         end = start + int(query.get("limit", 20))
         page = newest_first[start : min(end, start + self.teacher.longest_page)]
+        if self.teacher.runs_by_itself:
+            for batch in page:
+                self.teacher.poll(batch)
         return json.dumps(
             {
                 "data": [self._shown(batch) for batch in page],

@@ -77,6 +77,11 @@ GARBAGE = Fault("garbage")
 """Not HTTP at all."""
 
 
+def cut_short(text: str) -> Fault:
+    """An answer that reached its longest."""
+    return Fault("cut short", 200, _reply(text, (7, 3), "length"), usage=(7, 3))
+
+
 def redirect(url: str) -> Fault:
     return Fault("redirect", 307, b"", (("location", url),))
 

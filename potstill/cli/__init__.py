@@ -14,6 +14,7 @@ DEBUG_FLAG = "--debug"
 
 COMMANDS = {
     "run": ("run:run", "Distil a recipe: curate, teach, train, evaluate, gate, release."),
+    "estimate": ("estimate:estimate", "What a recipe will cost, before the full spend."),
     "curate": ("curate:curate", "Production logs to a clean, split prompt set."),
     "teach": ("teach:teach", "Every prompt answered once by the teacher."),
     "train": ("train:train", "The teacher's answers to a trained student."),

@@ -15,6 +15,7 @@ def run(
     /,
     *,
     overrides: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    yes: Annotated[bool, Parameter(negative="")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Distil a recipe with Prefect, in this process. The same command after a crash finishes what is missing.
@@ -22,13 +23,19 @@ def run(
     Args:
         recipe: The YAML file.
         overrides: section.field=VALUE, in place of what the file says.
+        yes: Do not ask before a bill that may exceed 10 USD; without it, that is asked on a terminal only.
     """
     from potstill.home import potstill_home
     from potstill.preflight import check
     from potstill.recipe_file import load_recipe
 
     given = overrides or []
-    check(load_recipe(recipe, tuple(given)))
+    loaded = load_recipe(recipe, tuple(given))
+    check(loaded)
+    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        from potstill.cli.confirming import confirm_spending
+
+        confirm_spending(loaded)
     flags = [*(flag for value in given for flag in ("--set", value)), *(["--json"] if as_json else [])]
     os.environ["PYTHONSAFEPATH"] = "1"  # a file of the user's named tasks.py is not ours
     if not (Path.home() / ".prefect" / "profiles.toml").exists():  # who has set Prefect up keeps what was set

@@ -25,6 +25,11 @@ def teach(
     provider: Literal["openai", "anthropic", "openai_compatible"] = "openai",
     base_url: str | None = None,
     api_key_env: str | None = None,
+    mode: Literal["online", "batch"] = "online",
+    batch_poll_seconds: float = 60.0,
+    stragglers_online: Annotated[bool, Parameter(negative="")] = False,
+    instructions: str | None = None,
+    reasoning_effort: str | None = None,
     concurrency: int = 16,
     rpm: int | None = None,
     tpm: int | None = None,
@@ -52,6 +57,11 @@ def teach(
         provider: The protocol of the endpoint.
         base_url: Address of the API; needed for openai_compatible.
         api_key_env: Environment variable that holds the key.
+        mode: batch: half the price, and an answer within a day; the same command after an interrupt goes on waiting.
+        batch_poll_seconds: How often a batch is looked at.
+        stragglers_online: What a batch leaves without an answer is asked for online.
+        instructions: Guidance that only the teacher sees.
+        reasoning_effort: How long it thinks; what it thinks is billed as output.
         concurrency: Requests in flight at most.
         rpm: Requests a minute at most.
         tpm: Tokens a minute at most.
@@ -83,6 +93,11 @@ def teach(
         temperature=temperature,
         seed=seed,
         samples=samples,
+        mode=mode,
+        batch_poll_seconds=batch_poll_seconds,
+        stragglers_online=stragglers_online,
+        instructions=instructions,
+        reasoning_effort=reasoning_effort,
         concurrency=concurrency,
         rpm=rpm,
         tpm=tpm,

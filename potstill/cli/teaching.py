@@ -63,6 +63,7 @@ class _Teaching:
         self.rows = rows
         self.ledger = Ledger(request.ledger)
         self.done = Step()
+        self.said = ""
 
     def run(self) -> int:
         try:
@@ -85,12 +86,7 @@ class _Teaching:
                 f"{report.unanswered} prompts have no answer yet (last: {report.last_error}): run the same again to ask only for them"
             )
         summary = self._collect()
-        if summary.reasons:
-            said = ", ".join(f"{count} × {reason}" for reason, count in Counter(summary.reasons).most_common(3))
-            print(
-                f"answers that must not be trained on: {said}; see {self.request.out}/completions.jsonl",
-                file=sys.stderr,
-            )
+        self._show_bad_ones(summary)
         self._keep_unread()
         self._say("done", summary)
         return 0
@@ -107,7 +103,19 @@ class _Teaching:
                 shown = f"{self.done.cost_usd:.4f} USD"
                 advance(self.done.found + self.done.answered, shown, before=self.done.found)
 
-            return session.answer(on_step=on_step)
+            if self.plan.teacher.mode == "online":
+                session.collect_batches(self._tell)
+                return session.answer(on_step=on_step)
+            report = session.answer_in_batches(on_step, self._tell)
+            if report.unanswered and self.plan.teacher.stragglers_online:
+                return session.answer(on_step=on_step)
+            return report
+
+    def _tell(self, said: str) -> None:
+        """A line about a batch; the same is not said twice."""
+        if said != self.said:
+            self.said = said
+            print(said, file=sys.stderr, flush=True)
 
     def _collect(self) -> CompletionsSummary:
         store = open_store()
@@ -115,6 +123,13 @@ class _Teaching:
         ref = collect.collect(self.plan, self.ledger, store, inputs=inputs)
         store.export(ref, self.request.out)
         return collect.read_summary(store.path(ref))
+
+    def _show_bad_ones(self, summary: CompletionsSummary) -> None:
+        for reason, count in Counter(summary.reasons).most_common(3):
+            shown = "; ".join(summary.examples[reason])
+            print(f"not to be trained on: {count} × {reason} ({shown})", file=sys.stderr)
+        if summary.reasons:
+            print(f"all of them: {self.request.out}/completions.jsonl, field quarantine", file=sys.stderr)
 
     def _keep_unread(self) -> None:
         unread = self.rows.quarantined() if isinstance(self.rows, ChatRows) else []

@@ -42,6 +42,9 @@ from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
 BUSY_SECONDS = 30
 KEYS_A_QUERY = 2000
 REMEDY = "Give an address such as sqlite:///ledger.db"
+SYNCHRONOUS = ("NORMAL", "FULL")
+"""In a SQLite address, `?synchronous=FULL` writes each commit to the disk: then a power cut loses nothing either. NORMAL,
+the default, does so at each checkpoint: a power cut may lose the last commits, the death of the process none."""
 READING = "potstill_reading"
 WRITERS_LOCK = 0x706F7473
 """Any number that no other program on this database takes."""
@@ -57,13 +60,13 @@ class Database:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        parsed = _parse(url or f"sqlite:///{potstill_home() / 'ledger.db'}")
+        parsed, synchronous = _parse(url or f"sqlite:///{potstill_home() / 'ledger.db'}")
         self.url = parsed.render_as_string(hide_password=True)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         try:
             if parsed.database and self.is_sqlite:
                 Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-            self._engine = self._open(parsed)
+            self._engine = self._open(parsed, synchronous)
             self.id = self._find_id() or self._create()
         except ImportError as error:
             raise UsageError(f"ledger {self.url}: {error}: pip install 'potstill[postgres]'") from None
@@ -104,10 +107,10 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _open(self, parsed: URL) -> Engine:
+    def _open(self, parsed: URL, synchronous: str) -> Engine:
         engine = create_engine(parsed)
         if self.is_sqlite:
-            event.listen(engine, "connect", _set_up_sqlite)
+            event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
             event.listen(engine, "begin", _begin_sqlite)
         return engine
 
@@ -138,7 +141,8 @@ def chunks(keys: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _parse(url: str) -> URL:
+def _parse(url: str) -> tuple[URL, str]:
+    """The address, and how SQLite is to write: see `SYNCHRONOUS`."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
@@ -152,7 +156,12 @@ def _parse(url: str) -> URL:
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
         raise UsageError(f"ledger {url}: a ledger in memory would forget what was paid. {REMEDY}")
-    return parsed
+    if parsed.get_backend_name() != "sqlite" or "synchronous" not in parsed.query:
+        return parsed, SYNCHRONOUS[0]
+    synchronous = str(parsed.query["synchronous"]).upper()
+    if synchronous not in SYNCHRONOUS:
+        raise UsageError(f"ledger {url}: synchronous is one of {', '.join(SYNCHRONOUS)}")
+    return parsed.difference_update_query(["synchronous"]), synchronous
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -161,11 +170,11 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
 
 
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
+def _set_up_sqlite(connection: Any, synchronous: str) -> None:
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     _switch_to_wal(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
 
 
 def _switch_to_wal(connection: Any) -> None:

@@ -47,6 +47,11 @@ class Admission(NamedTuple):
     """Its row; None where it may not."""
     why_not: Literal["answered", "refused", "claimed", "no_room"] | None = None
     """An answer stands there; the request was refused for good; somebody asks right now; a cap does not admit it."""
+    in_flight: int = 0
+    """Where a cap does not admit it: requests on the same accounts, outside batches, that may still make room.
+
+    As of the same moment: where none are, the next request does not fit.
+    """
 
 
 class Settlement(NamedTuple):

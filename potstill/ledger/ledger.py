@@ -8,10 +8,12 @@ that bound for ever.
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 from sqlalchemy import Connection
 
-from potstill.ledger import owners
+from potstill.home import potstill_home
+from potstill.ledger import batches, owners
 from potstill.ledger.database import Database
 from potstill.ledger.entries import (
     NO_CAPS,
@@ -55,24 +57,63 @@ class Ledger:
         """Close one attempt, release its reservation and store its answer."""
         self.write([settlement], [])
 
-    def write(
-        self, settlements: Sequence[Settlement], wanted: Sequence[tuple[AttemptPlan, Caps]], batch: str | None = None
-    ) -> list[Admission]:
+    def write(self, settlements: Sequence[Settlement], wanted: Sequence[tuple[AttemptPlan, Caps]]) -> list[Admission]:
         """Settle these, then begin those, in one transaction; returns what became of each that wants to begin.
 
         Args:
             settlements: attempts that ended; they make room for those that begin.
             wanted: what is about to be sent, and under which caps.
-            batch: the token of the provider's batch that the attempts are part of.
         """
         with self._writing() as connection:
             if settlements:
                 self._writer.settle(connection, settlements)
             if not wanted:
                 return []
-            owner, now = self._owner(connection), self._database.now(connection)
-            begins = [Begin(self._next_id(owner), owner, plan, caps, batch) for plan, caps in wanted]
-            return self._writer.begin(connection, begins, now)
+            return self._begin(connection, wanted)
+
+    def begin_batch(
+        self, token: str, provider: str, base_url: str, run: str, wanted: Sequence[tuple[AttemptPlan, Caps]]
+    ) -> list[Admission]:
+        """Record a batch that is about to be handed in, and begin its requests; it holds those that are admitted.
+
+        Nothing is recorded where none is.
+        """
+        with self._writing() as connection:
+            now = self._database.now(connection)
+            row = batches.BatchRow(token, None, provider, base_url, run, "submitting", len(wanted), now)
+            batches.record(connection, row, self._owner(connection))
+            admissions = self._begin(connection, wanted, batch=token)
+            admitted = sum(admission.attempt_id is not None for admission in admissions)
+            if admitted == 0:
+                batches.forget(connection, token)
+            else:
+                batches.count_requests(connection, token, admitted)
+            return admissions
+
+    def update_batch(self, token: str, status: batches.BatchStatus, batch_id: str | None = None) -> None:
+        """Store what the provider calls a batch, or that it has ended and all its results are here."""
+        with self._writing() as connection:
+            batches.update_batch(connection, token, status=status, batch_id=batch_id)
+
+    def claim_batch(self, token: str) -> bool:
+        """Become the one who collects a batch; False where another living process does."""
+        with self._writing() as connection:
+            return batches.claim(self._database, connection, token, self._owner(connection))
+
+    def open_batches(self, provider: str, base_url: str) -> list[batches.BatchRow]:
+        """What has not ended at this endpoint, the oldest first, whichever run has handed it in."""
+        with self._database.reading() as connection:
+            return batches.open_batches(connection, provider, base_url)
+
+    def known_batches(self) -> set[str]:
+        """The provider's ids of all batches that were ever handed in."""
+        with self._database.reading() as connection:
+            return batches.known_ids(connection)
+
+    def in_batch(self, token: str) -> list[batches.BatchedAttempt]:
+        """The requests of a batch that no result has closed."""
+        with self._database.reading() as connection:
+            return list(batches.in_flight(connection, token))
 
     def renew_lease(self) -> None:
         """Tell the other machines that this one lives; to be called every `owners.RENEW_SECONDS`."""
@@ -104,13 +145,16 @@ class Ledger:
         """What was spent at the expense of a run or a month, by purpose, model and status."""
         return self._reader.spend(account)
 
-    def count_online(self, accounts: Iterable[str]) -> int:
-        """How many requests that are no part of a batch are in flight, at the expense of these accounts."""
-        return self._reader.count_online(accounts)
-
     def close(self) -> None:
         """Give the connections back."""
         self._database.close()
+
+    def _begin(
+        self, connection: Connection, wanted: Sequence[tuple[AttemptPlan, Caps]], batch: str | None = None
+    ) -> list[Admission]:
+        owner = self._owner(connection)
+        begins = [Begin(self._next_id(owner), owner, plan, caps, batch) for plan, caps in wanted]
+        return self._writer.begin(connection, begins, self._database.now(connection))
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -134,3 +178,13 @@ class Ledger:
         self._last_id += 1
         assert self._last_id // IDS_AN_OWNER == owner
         return self._last_id
+
+
+def open_ledger() -> Ledger:
+    """The ledger of `POTSTILL_HOME`, one object a process: what a task of a flow has begun, its retry goes on with."""
+    return _opened(f"sqlite:///{potstill_home() / 'ledger.db'}")
+
+
+@lru_cache(maxsize=4)
+def _opened(url: str) -> Ledger:
+    return Ledger(url)

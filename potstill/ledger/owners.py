@@ -46,12 +46,13 @@ def close_orphans(database: Database, writer: Writer, connection: Connection) ->
         attempts.c.status == "in_flight", attempts.c.batch.is_(None)
     )
     rows = connection.execute(query).all()
-    states = _states(connection, {row.owner for row in rows})
+    states = states_of(connection, {row.owner for row in rows})
     now = database.now(connection)
     dead = {owner for owner, state in states.items() if state.is_dead(now)}
     return writer.close_as_unknown(connection, (row for row in rows if row.owner in dead), DIED)
 
 
-def _states(connection: Connection, ids: set[int]) -> dict[int, OwnerState]:
+def states_of(connection: Connection, ids: set[int]) -> dict[int, OwnerState]:
+    """These owners, by their ids."""
     rows = connection.execute(select(owners).where(owners.c.id.in_(ids)))
     return {row.id: OwnerState(Owner.model_validate_json(row.process), row.lease_until) for row in rows}

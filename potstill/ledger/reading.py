@@ -88,17 +88,6 @@ class Reader:
             rows = connection.execute(query).all()
         return [_spend_row(row) for row in rows]
 
-    def count_online(self, accounts_named: Iterable[str]) -> int:
-        """How many requests that are no part of a batch are in flight, at the expense of these accounts."""
-        names = list(accounts_named)
-        query = select(func.count()).where(
-            attempts.c.status == "in_flight",
-            attempts.c.batch.is_(None),
-            attempts.c.run.in_(names) | attempts.c.month.in_(names),
-        )
-        with self._database.reading() as connection:
-            return connection.scalar(query) or 0
-
 
 def _spend_row(row: Any) -> SpendRow:
     """PostgreSQL's sums of whole numbers are no `int`."""

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import BigInteger, Connection, bindparam, insert, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, update
 
 from potstill.ledger.database import Database
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement
@@ -84,25 +84,31 @@ class Writer:
         if rows:
             connection.execute(self._insert, rows)
             self._change(connection, room.changes)
-        return admissions
+        return [
+            it._replace(in_flight=self._count_in_flight(connection, begin.plan)) if it.why_not == "no_room" else it
+            for it, begin in zip(admissions, wanted, strict=True)
+        ]
 
     def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
-        """Close attempts, release their reservations and store their answers."""
+        """Close attempts, release their reservations and store their answers; what is settled already stays so."""
         ids = [settlement.attempt_id for settlement in settlements]
+        query = select(attempts.c.id, attempts.c.status).where(attempts.c.id.in_(ids), attempts.c.status != "in_flight")
+        before = {row.id: row.status for row in connection.execute(query)}
         # a clock that was set may have made this process look dead: then its bound is counted as spent already
-        query = select(attempts.c.id).where(attempts.c.id.in_(ids), attempts.c.status != "in_flight")
-        closed_by_others = set(connection.scalars(query))
-        connection.execute(self._close, [_closed(settlement) for settlement in settlements])
+        mine = [found for found in settlements if before.get(found.attempt_id, "unknown") == "unknown"]
+        if not mine:
+            return
+        connection.execute(self._close, [_closed(settlement) for settlement in mine])
         changes: Changes = defaultdict(lambda: [0, 0])
-        for settlement in settlements:
+        for settlement in mine:
             bound = to_pico(settlement.plan.bound_usd)
             counted = bound if settlement.status == "unknown" else to_pico(settlement.cost_usd)
-            is_open = settlement.attempt_id not in closed_by_others
+            is_open = settlement.attempt_id not in before
             for account in _accounts_of(settlement.plan):
                 changes[account][0] -= bound if is_open else 0
                 changes[account][1] += counted if is_open else counted - bound
         self._change(connection, changes)
-        kept = [_kept(settlement) for settlement in settlements if settlement.reply is not None]
+        kept = [_kept(settlement) for settlement in mine if settlement.reply is not None]
         if kept:
             connection.execute(self._keep, kept)
 
@@ -125,6 +131,13 @@ class Writer:
     def forget_prices(self) -> None:
         """After a transaction that failed: what it added is not there."""
         self._prices.clear()
+
+    def _count_in_flight(self, connection: Connection, plan: AttemptPlan) -> int:
+        """How many requests on the same accounts may still make room; a batch takes hours to."""
+        names = _accounts_of(plan)
+        of_these = attempts.c.run.in_(names) | attempts.c.month.in_(names)
+        is_online = (attempts.c.status == "in_flight") & attempts.c.batch.is_(None)
+        return connection.scalar(select(func.count()).where(is_online & of_these)) or 0
 
     def _account_states(self, connection: Connection, wanted: Sequence[Begin]) -> dict[str, list[int]]:
         names = sorted({account for begin in wanted for account in _accounts_of(begin.plan)})

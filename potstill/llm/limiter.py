@@ -119,7 +119,8 @@ class Limiter:
             self._congestion.refuse(ticket, now, self._number - 1, len(self._in_flight) + 1)
             if self._congestion.is_by_chance:
                 return
-            refill_seconds = PAUSE_SECONDS
+            self.pause(max(retry_after_seconds or 0.0, PAUSE_SECONDS))
+            return
         self.pause(min(refill_seconds, PAUSE_SECONDS) if retry_after_seconds is None else retry_after_seconds)
 
     def release(self, ticket: Ticket) -> None:

@@ -1,6 +1,6 @@
 """What an answer costs, as Decimal USD; a price that nobody knows is an error, never zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +41,20 @@ class Rates(NamedTuple):
             "request": str(self.request),
             "source": self.source,
         }
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Mapping[str, str]) -> "Rates":
+        """The rates of a snapshot; where prices had tiers, the dearest."""
+        given, cached = Decimal(snapshot["input_per_million"]), Decimal(snapshot["cached_input_per_million"])
+        written = snapshot.get("cache_write_per_million")
+        return cls(
+            given,
+            cached,
+            Decimal(snapshot["output_per_million"]),
+            snapshot["source"],
+            request=Decimal(snapshot["request"]),
+            cache_write=None if written is None else Decimal(written),
+        )
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for one answer; tokens of reasoning are tokens of output."""

@@ -1,15 +1,18 @@
 """Asks for answers, each until it stands in the ledger: workers that draw prompts, send, and ask again where that may help."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from potstill.errors import PermanentTeacherError, TransientTeacherError
+from potstill.ledger import Ledger
 from potstill.ledger.entries import Caps, Purpose
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.spend import add_up
 from potstill.llm.client import ChatClient
 from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
+from potstill.teacher.mending import retries_wanted
 from potstill.teacher.outcome import BatchReport, RefusedError, Step, Tally
 from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
 from potstill.teacher.sending import Sender
@@ -32,6 +35,7 @@ class Asker:
 
     Args:
         caps: what may be spent by the plan's run, and by its recipe in this month.
+        clock: seconds; that of the event loop.
     """
 
     def __init__(
@@ -42,13 +46,14 @@ class Asker:
         caps: Caps,
         policy: RetryPolicy,
         purpose: Purpose = "teach",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._address = client.base_url
         self._policy = policy
         self._stop = Stop()
-        self._sender = Sender(plan, ledger, client, caps, self._stop, purpose)
+        self._sender = Sender(plan, ledger, client, caps, self._stop, purpose, clock)
         self._slots = asyncio.Semaphore(plan.teacher.concurrency)
         self._first = asyncio.Lock()
         self._is_reached = False
@@ -70,7 +75,17 @@ class Asker:
         elif early:
             self._stop_refusing(tally.last_error or "")
             self._stop.check()
+        for _ in range(self._plan.teacher.quality_retries):
+            await self._ask_all(_Listed(await self._bad_ones(rows)), tally, [], on_step)
         return tally.report()
+
+    async def _bad_ones(self, rows: range) -> list[PlannedAnswer]:
+        """A further sample of each prompt that has only answers which must not be trained on."""
+        wanted: dict[str, PlannedAnswer] = {}
+        for chunk in self._plan.chunks(rows.start, rows.stop):
+            more = await self._ledger.run(_bad_ones, self._plan, self._ledger.ledger, chunk)
+            wanted |= {answer.key: answer for answer in more}
+        return list(wanted.values())
 
     async def cancel(self) -> None:
         """Stop all that is being asked, for whichever batch, once it is closed in the ledger."""
@@ -171,6 +186,10 @@ class Asker:
     def _stop_refusing(self, said: str) -> None:
         refusal = f"{self._address} refuses every prompt: {said}. Check key, model and base_url"
         self._stop.because(PermanentTeacherError(refusal))
+
+
+def _bad_ones(plan: TeachPlan, ledger: Ledger, chunk: list[PlannedAnswer]) -> list[PlannedAnswer]:
+    return list(retries_wanted(plan, ledger, chunk))
 
 
 class _Missing:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,15 +16,17 @@ from potstill.ledger import KeyCost, Ledger
 from potstill.ledger.entries import Answer
 from potstill.ledger.spend import Spend
 from potstill.llm.terms import state_terms
-from potstill.recipe import Task
 from potstill.records import Completion, Row, Usage, write_parquet
+from potstill.teacher.mending import with_retries
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
-from potstill.teacher.quality import quarantine_reason
+from potstill.teacher.quality import count_agreeing, quarantine_reason
 
 KIND = "Completions"
 COMPLETIONS = "completions.parquet"
 LINES = "completions.jsonl"
 SUMMARY = "summary.json"
+EXAMPLES_A_REASON = 3
+EXCERPT_LETTERS = 60
 
 
 class CompletionsSummary(Row):
@@ -35,6 +38,8 @@ class CompletionsSummary(Row):
     quarantined: int
     reasons: dict[str, int]
     """Quarantined answers by the first words of their reason."""
+    examples: dict[str, tuple[str, ...]]
+    """A few of each: the row's id, and how its answer begins."""
     attempts: int
     """Every attempt behind this output, whenever it was made; unusable ones included."""
     input_tokens: int
@@ -91,7 +96,7 @@ def survey(plan: TeachPlan, ledger: Ledger) -> CompletionsSummary:
         for planned in chunk:
             cost, answer = costs.get(planned.key, KeyCost()), answers.get(planned.key)
             is_missing = answer is None and not cost.refused
-            total.add(planned, None if is_missing else _completion(planned, answer, cost, plan.task), cost)
+            total.add(planned, None if is_missing else _completion(planned, answer, cost, plan), cost)
     return total.summary()
 
 
@@ -100,9 +105,11 @@ def _write(plan: TeachPlan, ledger: Ledger, directory: Path) -> int:
 
     def completions(lines: BinaryIO) -> Iterator[Completion]:
         """A prompt that stands in two rows is one completion and two lines."""
-        for chunk in plan.chunks():
+        for planned in plan.chunks():
+            chunk = with_retries(plan, ledger, planned)
             costs = ledger.costs(answer.key for answer in chunk)
-            for answer, row in zip(chunk, _complete(plan, ledger, chunk, costs), strict=True):
+            rows = list(_complete(plan, ledger, chunk, costs))
+            for answer, row in zip(chunk, _agreed(plan, rows), strict=True):
                 lines.write(orjson.dumps(_line(answer, row)) + b"\n")
                 if total.add(answer, row, costs[answer.key]):
                     yield row
@@ -121,6 +128,7 @@ class _Total:
         self._prompts = 0
         self._missing = 0
         self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
         self._spend = Spend()
 
     def add(self, answer: PlannedAnswer, row: Completion | None, cost: KeyCost) -> bool:
@@ -132,7 +140,10 @@ class _Total:
         self._prompts += answer.sample_index == 0
         self._missing += row is None
         if row is not None and row.quarantine:
-            self._reasons[row.quarantine.partition(":")[0]] += 1
+            reason = row.quarantine.partition(":")[0]
+            self._reasons[reason] += 1
+            if self._reasons[reason] <= EXAMPLES_A_REASON:
+                self._examples.setdefault(reason, []).append(_excerpt(answer, row))
         self._spend = self._spend.with_key(cost)
         return True
 
@@ -143,6 +154,7 @@ class _Total:
             answered=len(self._keys) - self._reasons.total() - self._missing,
             quarantined=self._reasons.total(),
             reasons=dict(self._reasons),
+            examples={reason: tuple(found) for reason, found in self._examples.items()},
             attempts=spend.attempts,
             input_tokens=spend.input_tokens,
             cached_input_tokens=spend.cached_input_tokens,
@@ -153,6 +165,11 @@ class _Total:
             unknown_usd=spend.unknown_usd,
             total_cost_usd=spend.estimate_usd,
         )
+
+
+def _excerpt(answer: PlannedAnswer, row: Completion) -> str:
+    said = " ".join((row.completion or row.quarantine or "").split())
+    return f"{answer.row_id}: {said[:EXCERPT_LETTERS]}" + ("…" if len(said) > EXCERPT_LETTERS else "")
 
 
 def _complete(
@@ -168,14 +185,14 @@ def _complete(
                 f"{_count_missing(plan, ledger)} of {plan.num_answers} answers are missing (first: {why}): "
                 "run the same again to ask only for them"
             )
-        yield _completion(planned, answer, cost, plan.task)
+        yield _completion(planned, answer, cost, plan)
 
 
 def _count_missing(plan: TeachPlan, ledger: Ledger) -> int:
     return sum(len(ledger.look_up(answer.key for answer in chunk).missing) for chunk in plan.chunks())
 
 
-def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, task: Task | None) -> Completion:
+def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, plan: TeachPlan) -> Completion:
     common: dict[str, Any] = {
         "prompt_id": planned.prompt.prompt_id,
         "sample_index": planned.sample_index,
@@ -196,11 +213,26 @@ def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, ta
         finish_reason=reply.finish_reason,
         usage=reply.usage,
         seconds=answer.seconds,
-        quarantine=quarantine_reason(reply, task),
+        quarantine=quarantine_reason(reply, plan.task, plan.teacher.response_schema),
     )
 
 
+def _agreed(plan: TeachPlan, rows: list[Completion]) -> list[Completion]:
+    """The rows with how many of each prompt's usable samples say the same; all 1 where the first one is chosen."""
+    if plan.teacher.choose == "first":
+        return rows
+    agreed: list[Completion] = []
+    for _, group in groupby(rows, key=lambda row: row.prompt_id):
+        samples = list(group)
+        usable = [row for row in samples if row.quarantine is None]
+        counts = iter(count_agreeing([row.completion for row in usable]))
+        agreed += [row.model_copy(update={"agreeing": next(counts)}) if row in usable else row for row in samples]
+    return agreed
+
+
 def _line(answer: PlannedAnswer, completion: Completion) -> dict[str, Any]:
-    line = completion.model_dump(mode="json", exclude={"seconds"}) | {"cost_usd": float(completion.cost_usd)}
+    line = completion.model_dump(mode="json", exclude={"seconds", "agreeing"}) | {
+        "cost_usd": float(completion.cost_usd)
+    }
     tools = {"tools": answer.prompt.tools} if answer.prompt.tools else {}
     return {"id": answer.row_id, **line, "messages": answer.prompt.messages, **tools}

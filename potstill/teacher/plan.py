@@ -9,7 +9,6 @@ import orjson
 
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
-from potstill.ledger import Ledger
 from potstill.llm.messages import ChatRequest, schema_format, with_instructions
 from potstill.llm.pricing import Rates, find_rates
 from potstill.llm.providers import PROVIDERS
@@ -52,6 +51,8 @@ class TeachPlan(NamedTuple):
             "rows": self.rows.digest,
             "request": request_for([], None, self.teacher, 0),
             "samples": self.teacher.samples,
+            "retries": self.teacher.quality_retries,
+            "choose": self.teacher.choose,
             "task": self.task,
             "quality": quality.VERSION,
         }
@@ -75,8 +76,14 @@ class TeachPlan(NamedTuple):
         """What the rows from `start` to before `stop` ask for."""
         for row in self.rows.read(start, len(self.rows) if stop is None else stop):
             for index in range(self.teacher.samples):
-                request = request_for(row.prompt.messages, row.prompt.tools, self.teacher, index)
-                yield PlannedAnswer(row.row_id, row.prompt, index, request, request.answer_key(index))
+                yield self.sample(row.row_id, row.prompt, index)
+
+    def sample(self, row_id: str, prompt: Prompt, index: int, *, times_truncated: int = 0) -> PlannedAnswer:
+        """One sample of a prompt; where earlier ones were cut off, with twice the room for each of them."""
+        request = request_for(prompt.messages, prompt.tools, self.teacher, index)
+        if times_truncated:
+            request = request.model_copy(update={"max_tokens": request.max_tokens * 2**times_truncated})
+        return PlannedAnswer(row_id, prompt, index, request, request.answer_key(index))
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[list[PlannedAnswer]]:
         """The same in lists of `CHUNK_ROWS` rows."""
@@ -101,16 +108,6 @@ def batch_key(plan: TeachPlan, batch: range, ledger_id: str) -> StageKey:
     """The key of a batch: done once every answer of it stands in that ledger."""
     content = {"plan": plan.key.digest, "rows": [batch.start, batch.stop], "ledger": ledger_id}
     return StageKey(BATCH_STAGE, VERSION, fingerprint(content))
-
-
-def open_batches(plan: TeachPlan, ledger: Ledger) -> list[int]:
-    """The indexes of the batches of which the ledger lacks an answer."""
-    found: list[int] = []
-    for index, batch in enumerate(split_batches(plan)):
-        keys = (answer.key for answer in plan.answers(batch.start, batch.stop))
-        if ledger.look_up(keys).missing:
-            found.append(index)
-    return found
 
 
 def upper_bound_usd(plan: TeachPlan) -> Decimal:

@@ -1,30 +1,74 @@
-"""Which answers must not be trained on, and why."""
+"""Which answers must not be trained on, and why; and which of several usable ones is."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import orjson
 
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
 
-VERSION = 2
+VERSION = 3
+TRUNCATED = "truncated"
 
 
-def quarantine_reason(reply: Reply, task: Task | None) -> str | None:
-    """Why an answer is kept from training; None where it may be used. Without a task only its completeness is judged."""
+def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | None = None) -> str | None:
+    """Why an answer is kept from training; None where it may be used.
+
+    Without a task and a schema only its completeness is judged.
+    """
     if reply.finish_reason in {"length", "content_filter"}:
-        return {"length": "truncated", "content_filter": "refused by a content filter"}[reply.finish_reason]
+        return {"length": TRUNCATED, "content_filter": "refused by a content filter"}[reply.finish_reason]
     if reply.message.get("refusal"):
         return "refusal"
-    if task is None:
-        return None if reply.text.strip() or reply.message.get("tool_calls") else "empty"
     if not reply.text.strip():
-        return "tool calls in place of an answer" if reply.message.get("tool_calls") else "empty"
+        if not reply.message.get("tool_calls"):
+            return "empty"
+        return None if task is None else "tool calls in place of an answer"
+    wrong = None if schema is None else _against_schema(reply.text, schema)
+    return wrong or (None if task is None else _against_task(reply.text, task))
+
+
+def _against_task(text: str, task: Task) -> str | None:
     if task.kind == "classification":
-        return None if reply.text.strip() in task.labels else f"not a label: {reply.text.strip()[:40]}"
-    return None if _is_json_object(reply.text) else "not a JSON object"
+        return None if text.strip() in task.labels else f"not a label: {text.strip()[:40]}"
+    return None if isinstance(_parsed(text), dict) else "not a JSON object"
 
 
-def _is_json_object(text: str) -> bool:
+def count_agreeing(texts: Sequence[str]) -> list[int]:
+    """How many of these answers say the same as each: JSON is compared as JSON, text without regard to white space."""
+    said = [_meaning(text) for text in texts]
+    counts = Counter(said)
+    return [counts[meaning] for meaning in said]
+
+
+def _meaning(text: str) -> bytes:
+    parsed = _parsed(text)
+    return " ".join(text.split()).encode() if parsed is None else orjson.dumps(parsed, option=orjson.OPT_SORT_KEYS)
+
+
+def _parsed(text: str) -> Any:
     try:
-        return isinstance(orjson.loads(text), dict)
+        return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return False
+        return None
+
+
+def _against_schema(text: str, schema: dict[str, Any]) -> str | None:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return "not JSON"
+    error = next(_validator(orjson.dumps(schema)).iter_errors(value), None)
+    if error is None:
+        return None
+    return f"not as the schema says: {error.json_path}: {error.message[:80]}"
+
+
+@lru_cache(maxsize=4)
+def _validator(schema: bytes) -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(orjson.loads(schema))

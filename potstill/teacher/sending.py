@@ -1,9 +1,7 @@
 """One attempt: paced, reserved in the ledger, sent, and settled whatever becomes of it."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Literal
 
 from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, TransientTeacherError
@@ -36,10 +34,18 @@ class Sender:
 
     Args:
         caps: what may be spent by the plan's run, and by its recipe in this month.
+        clock: seconds, by which requests are paced; the event loop's.
     """
 
     def __init__(
-        self, plan: TeachPlan, ledger: GroupedLedger, client: ChatClient, caps: Caps, stop: Stop, purpose: Purpose
+        self,
+        plan: TeachPlan,
+        ledger: GroupedLedger,
+        client: ChatClient,
+        caps: Caps,
+        stop: Stop,
+        purpose: Purpose,
+        clock: Callable[[], float],
     ) -> None:
         self._plan = plan
         self._run = plan.run
@@ -48,8 +54,9 @@ class Sender:
         self._caps = caps
         self._stop = stop
         self._purpose: Purpose = purpose
-        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, sleep=stop.sleep)
-        self._breaker = Breaker()
+        self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, clock=clock, sleep=stop.sleep)
+        self._breaker = Breaker(clock)
+        self._clock = clock
         self._prefixes: set[str] = set()
         self._settled = asyncio.Event()
         self.has_replied = False
@@ -72,14 +79,14 @@ class Sender:
         if admission.attempt_id is None:
             self._limiter.release(ticket)
             return await self._not_sent(admission, answer)
-        started = time.monotonic()
+        started = self._clock()
         attempt: Attempt | None = None
         try:
             attempt = await self._client.ask(body)
             self.has_replied = self.has_replied or attempt.http_status == 200
         finally:
             self._learn(ticket, attempt)
-            settlement = self._settlement(admission.attempt_id, plan, attempt, time.monotonic() - started)
+            settlement = self._settlement(admission.attempt_id, plan, attempt, self._clock() - started)
             if attempt is None:  # cancelled: nobody is there to wait
                 self._ledger.post(settlement)
         assert attempt is not None
@@ -135,19 +142,19 @@ class Sender:
                 admission = await self._ledger.begin(plan, self._caps)
                 if admission.why_not != "no_room":
                     return admission
-                in_flight = await self._ledger.run(self._count_in_flight, plan)
-            if in_flight == 0:
-                await self._ledger.run(self._stop_at_the_cap, plan)
-                continue
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ROOM_SECONDS):
-                    await settled.wait()
+                if admission.in_flight == 0:
+                    await self._ledger.run(self._stop_at_the_cap, plan)
+                elif not await self._has_settled(settled):
+                    await self._ledger.run(self._ledger.ledger.close_orphans)  # nor can the dead make room
 
-    def _count_in_flight(self, plan: AttemptPlan) -> int:
-        """How many living processes' requests may still make room."""
-        accounts = [plan.run] if plan.month is None else [plan.run, plan.month]
-        self._ledger.ledger.close_orphans()
-        return self._ledger.ledger.count_online(accounts)
+    async def _has_settled(self, settled: asyncio.Event) -> bool:
+        """Wait until a request of this process has; False where none does for a while."""
+        try:
+            async with asyncio.timeout(ROOM_SECONDS):
+                await settled.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _stop_at_the_cap(self, plan: AttemptPlan) -> None:
         self._stop.because(BudgetReachedError(describe_cap(self._plan, self._ledger.ledger, plan, self._caps)))

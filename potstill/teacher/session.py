@@ -15,11 +15,14 @@ from potstill.ledger import Caps, Ledger
 from potstill.ledger.entries import NO_CAPS, Purpose
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.owners import RENEW_SECONDS
+from potstill.llm.batches import open_batches
 from potstill.llm.client import ChatClient
 from potstill.llm.keys import LoadBlock
+from potstill.llm.pricing import find_rates
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
-from potstill.teacher.outcome import BatchReport, Step
+from potstill.teacher.batching import BatchAsker
+from potstill.teacher.outcome import BatchReport, Step, Tally
 from potstill.teacher.plan import TeachPlan
 
 T = TypeVar("T")
@@ -63,7 +66,11 @@ class TeacherSession:
             timeout_seconds=teacher.timeout_seconds,
         )
         self._ledger = GroupedLedger(ledger)
-        self._asker = Asker(plan, self._ledger, self._client, caps, policy or RetryPolicy(), purpose)
+        self._load_block = load_block
+        self._caps = caps
+        self._policy = policy or RetryPolicy()
+        self._asker = Asker(plan, self._ledger, self._client, caps, self._policy, purpose)
+        self._waiting: asyncio.Task[Any] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-session", daemon=True)
         self._heartbeat: asyncio.Task[None] | None = None
@@ -93,7 +100,29 @@ class TeacherSession:
         every two seconds. An interrupted caller stops its requests.
         """
         wanted = range(len(self._plan.rows)) if rows is None else rows
-        future = self._submit(self._asker.answer(wanted, on_step or (lambda _: None)))
+        return self._wait_for(self._asker.answer(wanted, on_step or (lambda _: None)), on_wait)
+
+    def answer_in_batches(
+        self, on_step: Callable[[Step], None] | None = None, say: Callable[[str], None] | None = None
+    ) -> BatchReport:
+        """The same for all rows in the provider's batches; an interrupted caller leaves them to the provider.
+
+        `say` is told, in one line, what a batch does. Errors: those of `BatchAsker.answer`.
+        """
+        return self._wait_for(self._batched(on_step or (lambda _: None), say or (lambda _: None)))
+
+    def collect_batches(self, say: Callable[[str], None] | None = None) -> None:
+        """Wait for the batches that are at the endpoint still: what they hold is nobody's to ask."""
+        address = self._client.provider.name, self._client.base_url
+        if self._ledger.ledger.open_batches(*address):
+            self._wait_for(self._batched(lambda _: None, say or (lambda _: None), only_collect=True))
+
+    def cancel(self) -> None:
+        """Stop all that is being asked, for whichever caller, once it is closed in the ledger."""
+        self._submit(self._cancel()).result()
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None) -> T:
+        future = self._submit(coroutine)
         try:
             while on_wait is not None and not wait([future], LOOK_SECONDS).done:
                 on_wait()
@@ -102,9 +131,32 @@ class TeacherSession:
             future.cancel()
             raise
 
-    def cancel(self) -> None:
-        """Stop all that is being asked, for whichever caller, once it is closed in the ledger."""
-        self._submit(self._asker.cancel()).result()
+    async def _batched(
+        self, on_step: Callable[[Step], None], say: Callable[[str], None], *, only_collect: bool = False
+    ) -> BatchReport:
+        teacher = self._plan.teacher
+        rates = find_rates(teacher.provider, teacher.model, self._client.base_url, teacher.price, "batch")
+        self._waiting = asyncio.current_task()
+        async with open_batches(
+            teacher.provider,
+            teacher.base_url,
+            api_key_env=teacher.api_key_env,
+            api_key_block=teacher.api_key_block,
+            load_block=self._load_block,
+            headers=teacher.headers,
+            timeout_seconds=teacher.timeout_seconds,
+            policy=self._policy,
+        ) as protocol:
+            asker = BatchAsker(self._plan, self._ledger.ledger, protocol, self._caps, rates, say)
+            if only_collect:
+                await asker.collect(on_step)
+                return Tally().report()
+            return await asker.answer(on_step)
+
+    async def _cancel(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        await self._asker.cancel()
 
     async def _begin(self) -> None:
         await self._ledger.run(self._ledger.ledger.close_orphans)
@@ -112,7 +164,7 @@ class TeacherSession:
         self._heartbeat = asyncio.create_task(self._renew_lease())
 
     async def _end(self) -> None:
-        await self._asker.cancel()
+        await self._cancel()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             with suppress(asyncio.CancelledError):

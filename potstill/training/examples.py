@@ -50,7 +50,7 @@ def assemble_sft(prompts: ArtifactRef, completions: ArtifactRef, store: Artifact
     def produce(directory: Path) -> int:
         asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
         rows = read_parquet(store.path(completions) / "completions.parquet", Completion)
-        answers = _first_usable(rows)
+        answers = _usable(rows)
         taught = [prompt for prompt in asked if prompt.split != "test"]
         found = [_example(prompt, answers[prompt.prompt_id]) for prompt in taught if prompt.prompt_id in answers]
         return _write(directory, found, len(taught))
@@ -93,7 +93,7 @@ def assemble_lines(
 
     def produce(directory: Path) -> int:
         taught = {prompt.prompt_id: prompt for prompt, _ in lines if prompt.split != "test"}
-        answers = _first_usable(completion for _, completion in lines)
+        answers = _usable(completion for _, completion in lines)
         found = [_example(prompt, answers[name]) for name, prompt in taught.items() if name in answers]
         return _write(directory, found, len(taught))
 
@@ -101,14 +101,18 @@ def assemble_lines(
     return store.build(key, SFT_KIND, produce, teacher_terms=teacher_terms)
 
 
-def _first_usable(completions: Iterable[Completion]) -> dict[str, Completion]:
-    """By prompt, the first sample that is not quarantined."""
+def _usable(completions: Iterable[Completion]) -> dict[str, Completion]:
+    """By prompt, the sample to train on: of those not quarantined, the first that most of them agree with."""
     found: dict[str, Completion] = {}
     for row in completions:
         known = found.get(row.prompt_id)
-        if row.quarantine is None and (known is None or row.sample_index < known.sample_index):
+        if row.quarantine is None and (known is None or _rank(row) < _rank(known)):
             found[row.prompt_id] = row
     return found
+
+
+def _rank(row: Completion) -> tuple[int, int]:
+    return -row.agreeing, row.sample_index
 
 
 def _write(directory: Path, found: list[Example], num_prompts: int) -> int:

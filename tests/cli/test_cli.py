@@ -79,6 +79,7 @@ def logged(number, workload="w"):
 
 NEEDED = {
     "run": "x",
+    "estimate": "x",
     "curate": "x --out o",
     "teach": "x --out o --model m",
     "train": "x --out o --base b",

@@ -91,7 +91,7 @@ def test_what_was_attested_stands_in_every_manifest_downstream(distilled: Distil
     stated.append(releases(distilled.home, "tickets")[0].teacher_terms)
     assert [terms.attested for [terms] in stated] == [ATTESTED] * 7
     assert store.manifest(arms["base"]).teacher_terms == (), "the base has learned from no teacher"
-    assert html.escape(f'replay at 127.0.0.1: allowed; attested: "{ATTESTED}"') in distilled.report()
+    assert f'replay at 127.0.0.1: allowed; attested: "{ATTESTED}"' in html.unescape(distilled.report())
 
 
 def test_the_same_run_again_does_nothing_again(distilled: Distilled) -> None:

@@ -20,11 +20,11 @@ class CountedLedger(Ledger):
         self.groups: list[int] = []
         self.is_broken = False
 
-    def write(self, settlements: Sequence[Settlement], wanted: Sequence[Any], batch: str | None = None) -> Any:
+    def write(self, settlements: Sequence[Settlement], wanted: Sequence[Any]) -> Any:
         if self.is_broken:
             raise OSError("disk full")
         self.groups.append(len(settlements) + len(wanted))
-        return super().write(settlements, wanted, batch)
+        return super().write(settlements, wanted)
 
 
 @pytest.fixture

@@ -402,3 +402,12 @@ def test_an_owner_on_another_machine_keeps_its_claim_as_long_as_its_lease(
         connection.execute(text("UPDATE owners SET lease_until = lease_until - 61"))
     assert other.close_orphans() == 1
     assert other.begin(plan("k")).attempt_id is not None
+
+
+@pytest.mark.parametrize(("query", "level"), [("", 1), ("?synchronous=normal", 1), ("?synchronous=FULL", 2)])
+def test_an_address_says_whether_a_power_cut_may_lose_the_last_commits(tmp_path: Path, query: str, level: int) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}{query}")
+    with ledger._database.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == level
+    with pytest.raises(UsageError, match="synchronous is one of NORMAL, FULL"):
+        Ledger(f"sqlite:///{tmp_path / 'ledger.db'}?synchronous=off")

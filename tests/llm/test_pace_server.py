@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from potstill.llm.limiter import Cost, Limiter
 from potstill.llm.providers.base import Limit
@@ -53,7 +53,8 @@ class Server:
         charge: "used" for the tokens of prompt and completion, "most" for prompt and max_tokens.
         latency: draws how long a request takes; a tenth of it is the way there, which varies by up to 5 ms more.
         tells: replies carry the limits; tells_reset: and when the buckets are full again.
-        retry_after: seconds that a refusal asks for, or None for none.
+        retry_after: seconds that a refusal asks for, "exact" for those until there is room, or None for none.
+        refuses_at_once: a refusal needs no more than the way, an answer the whole latency.
         by_chance: the share of requests that are refused whatever the pace.
         down: seconds between which every request is refused.
     """
@@ -67,7 +68,8 @@ class Server:
         charge: str = "used",
         tells: bool = True,
         tells_reset: bool = True,
-        retry_after: float | None = 1.0,
+        retry_after: float | Literal["exact"] | None = 1.0,
+        refuses_at_once: bool = False,
         by_chance: float = 0.0,
         down: tuple[float, float] = (0.0, 0.0),
         sizes: Callable[[random.Random], tuple[int, int]] = lambda draw: (
@@ -83,7 +85,7 @@ class Server:
         self.random = random.Random(seed)
         self.latency, self.charge, self.tells, self.tells_reset = latency, charge, tells, tells_reset
         self.retry_after, self.by_chance, self.sizes, self.max_tokens = retry_after, by_chance, sizes, max_tokens
-        self.down = down
+        self.down, self.refuses_at_once = down, refuses_at_once
         self.changed_at = 0.0
         self.refused = 0
         self.served = 0
@@ -96,7 +98,8 @@ class Server:
         there = 0.1 * latency + self.random.uniform(0, min(0.005, latency / 4))
         await asyncio.sleep(there)
         reply = self.arrive(size, loop.time())
-        await asyncio.sleep(max(0.0, latency - there))
+        rest = there if reply.is_refused and self.refuses_at_once else latency - there
+        await asyncio.sleep(max(0.0, rest))
         return reply
 
     def arrive(self, size: tuple[int, int], now: float) -> Reply:
@@ -112,7 +115,9 @@ class Server:
         if is_full or is_down or self.random.random() < self.by_chance:
             self.refused += 1
             self.refusals.append(now)
-            return Reply(None, self._limits(), is_refused=True, retry_after_seconds=self.retry_after)
+            missing = max((costs[name] - self.level[name]) / rate for name, rate in self.rate.items())
+            asked = max(missing, 0.001) if self.retry_after == "exact" else self.retry_after
+            return Reply(None, self._limits(), is_refused=True, retry_after_seconds=asked)
         for name in self.rate:
             self.level[name] -= costs[name]
             self.charged[name] += costs[name]
@@ -148,7 +153,7 @@ def drive(
 
     async def run(loop: VirtualLoop) -> float:
         limiter = Limiter(rpm, tpm, clock=loop.time)
-        sizes = random.Random(7)
+        sizes, jitter = random.Random(7), random.Random(8)
         wanted = iter([server.sizes(sizes) for _ in range(requests)])
 
         async def answer(size: tuple[int, int]) -> None:
@@ -164,7 +169,8 @@ def drive(
                 )
                 if not reply.is_refused:
                     return
-                await asyncio.sleep(reply.retry_after_seconds or 0.5)
+                asked = reply.retry_after_seconds or 0.5
+                await asyncio.sleep(max(asked, jitter.uniform(0.0, 0.5)) if server.retry_after == "exact" else asked)
 
         async def work() -> None:
             for size in wanted:

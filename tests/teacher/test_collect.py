@@ -116,6 +116,7 @@ def test_a_refused_prompt_and_a_wrong_answer_are_quarantined_with_their_reason(b
     }
     summary = read_summary(directory)
     assert (summary.answered, summary.quarantined, summary.reasons) == (1, 2, {"error": 1, "not a label": 1})
+    assert summary.examples == {"error": ("a: error: HTTP 400: scripted 400",), "not a label": ("d: answer to #0003",)}
 
 
 def test_while_answers_are_missing_nothing_is_written(bench: Bench) -> None:

@@ -212,11 +212,11 @@ class FullLedger(Ledger):
 
     settled = 0
 
-    def write(self, settlements: Any, wanted: Any, batch: str | None = None) -> Any:
+    def write(self, settlements: Any, wanted: Any) -> Any:
         if settlements and FullLedger.settled + len(settlements) > 2:
             raise OSError("disk full")
         FullLedger.settled += len(settlements)
-        return super().write(settlements, wanted, batch)
+        return super().write(settlements, wanted)
 
 
 @pytest.mark.parametrize("budget", [None, Decimal("0.003")], ids=["without a cap", "with a cap that others wait for"])

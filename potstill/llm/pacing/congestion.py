@@ -14,7 +14,7 @@ SURE = 350
 """... and from `WIDE_WINDOW` on that share of one, until so many successes say that it is no bucket of seconds that gives."""
 SPARE = 4.0
 """A pace that allows so many times what has been in flight holds nothing back any more."""
-SLOWEST_PER_SECOND = 0.2
+SLOWEST_PER_SECOND = 0.5
 BURST_SECONDS = 0.01
 """What a late event loop may make up: no timer is needed for shorter waits."""
 
@@ -42,6 +42,8 @@ PROBING = 0.0003
 """The share that each success beyond adds."""
 FAR = 2000
 """After so many it grows with their cube: the limit has been raised."""
+NEAR = 300
+"""The same where the pace is a guess, since too few requests were beside the refused one."""
 BLIND = 0.1
 """What is left of the pace where every request of a wave was refused."""
 
@@ -94,6 +96,7 @@ class Congestion:
         self._window = FIRST_WINDOW
         self._anchor: float | None = None
         self._grown = 0
+        self._far = FAR
         self._latency: float | None = None
         self._seconds = 1 / FIRST_PER_SECOND
         self._next = float("-inf")
@@ -151,10 +154,11 @@ class Congestion:
     def refuse(self, ticket: Ticket, now: float, newest: int, in_flight: int) -> None:
         """A request met the limiter; `newest` is the number of the last one that left."""
         wave = self._wave
-        self._refused_since_wave += 1
         if wave is None or ticket.number > wave.last:
+            self._refused_since_wave += 1
             wave = self._wave = self._begin(ticket, now, newest, in_flight)
         elif ticket.number > wave.first:
+            self._refused_since_wave += 1
             wave.refused += 1
         self._is_open = False
         self._respond(wave)
@@ -172,7 +176,8 @@ class Congestion:
             self._remember(before)
             sent = ticket.number - before.first
             seconds = max(ticket.left_at - before.first_left_at, 1e-9)
-            accepted_per_second = max(sent - self._refused_since_wave + 1, 0) / seconds
+            accepted = sent - self._refused_since_wave + 1
+            accepted_per_second = accepted / seconds if accepted >= ENOUGH else None
         wave = Wave(
             ticket.number,
             newest,
@@ -201,6 +206,8 @@ class Congestion:
         if wave.clean >= (UNLIKELY if self.is_by_chance else CLEAN):
             self._chances = 0
             return
+        if wave.clean + wave.accepted == 0:
+            return  # all are refused: that is no chance
         if self._chances == 0:
             self._before_steps = max(1 / wave.seconds, wave.per_second)
         self._chances += 1
@@ -223,15 +230,15 @@ class Congestion:
     def _respond(self, wave: Wave) -> None:
         """Set the pace after a refusal, by what is known of its wave so far."""
         known, refused = wave.beside
-        self._anchor, self._grown, self._window = wave.anchor, wave.grown, wave.window
+        self._anchor, self._grown, self._window, self._far = wave.anchor, wave.grown, wave.window, FAR
         if self._is_policed(wave):
             self._slow_down(wave)
         elif self.is_by_chance:
             return
         elif wave.is_unclear:
             self._anchor, self._grown = wave.per_second / 2, 0
-        elif wave.anchor is None:
-            return
+        elif wave.anchor is None or wave.clean == 0:
+            self._guess(wave)
         elif wave.clean >= CLEAN:
             self._anchor = wave.per_second * (1 - refused / max(known, ENOUGH))
             self._anchor = min(max(self._anchor, wave.accepted_per_second or 0.0), wave.per_second)
@@ -239,13 +246,26 @@ class Congestion:
         else:
             self._anchor = BACK_OFF * wave.anchor
 
+    def _guess(self, wave: Wave) -> None:
+        """Too little was beside the refused request, and the rate was not known before."""
+        if wave.accepted_per_second is None and wave.clean == 0:
+            self._start_again(wave)
+            return
+        self._anchor = wave.per_second / 2 if wave.accepted_per_second is None else wave.accepted_per_second
+        self._grown, self._far = 0, NEAR
+
+    def _start_again(self, wave: Wave) -> None:
+        """Nothing is accepted."""
+        sent = wave.per_second * (self._latency or 0.0)
+        self._anchor, self._window = None, max(BLIND * min(wave.window, sent), 0.01)
+
     def _slow_down(self, wave: Wave) -> None:
         steady = wave.accepted_per_second
         self._grown = 0
         if steady is not None and 0 < steady < wave.per_second:
             self._anchor = steady
         elif wave.accepted == 0 and wave.refused > ENOUGH:
-            self._anchor, self._window = None, max(BLIND * wave.window, 0.01)
+            self._start_again(wave)
         else:
             beside = wave.accepted + wave.refused
             self._anchor = wave.per_second * (max(wave.accepted, 1) / beside if beside > ENOUGH else 0.5)
@@ -254,7 +274,12 @@ class Congestion:
         latency = max(self._latency or 0.0, 1e-6)
         if self._anchor is not None:
             beyond = max(0, self._grown - RECOVERY)
-            grown = BACK_OFF + (1 - BACK_OFF) * min(1, self._grown / RECOVERY) + PROBING * beyond + (beyond / FAR) ** 3
+            grown = (
+                BACK_OFF
+                + (1 - BACK_OFF) * min(1, self._grown / RECOVERY)
+                + PROBING * beyond
+                + (beyond / self._far) ** 3
+            )
             rate = self._anchor * grown
         elif self._latency is not None:
             rate = self._window / latency

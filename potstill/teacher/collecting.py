@@ -1,0 +1,110 @@
+"""The results of a provider's batch become settlements; whoever is cut off in the middle goes on where it stopped."""
+
+from collections.abc import AsyncIterator, Collection
+from decimal import Decimal
+
+from potstill.errors import NotAuthorisedError, PermanentTeacherError
+from potstill.ledger import Ledger, Settlement, Status
+from potstill.ledger.batches import BatchedAttempt, BatchRow
+from potstill.llm.batches.base import BatchResult, BatchState, custom_id
+from potstill.llm.messages import Reply
+from potstill.llm.pricing import Rates
+from potstill.teacher.outcome import Step
+
+GROUP = 500
+"""So many results are settled together."""
+
+
+async def close_batch(
+    ledger: Ledger, row: BatchRow, results: AsyncIterator[BatchResult], run: str, rates: Rates
+) -> AsyncIterator[Step]:
+    """Settle what a batch that has ended brought; yields what each group of results adds to a run.
+
+    A request without a result was not carried out. Where a line could not be read, it may be that request's, and its
+    cost is unknown.
+    """
+    waiting = {
+        custom_id(row.token, it.plan.answer_key[:32]): _at_the_same_rates(it, rates)
+        for it in ledger.in_batch(row.token)
+    }
+    unreadable = 0
+    group: list[Settlement] = []
+    async for result in results:
+        attempt = waiting.pop(result.custom_id, None)
+        if attempt is None:
+            unreadable += not result.custom_id
+            continue
+        group.append(_settlement(attempt, result))
+        if len(group) == GROUP:
+            yield _settle(ledger, group, run)
+            group = []
+    status: Status = "unknown" if unreadable else "failed"
+    group += [Settlement(*attempt, status, error="the batch ended without a result") for attempt in waiting.values()]
+    yield _settle(ledger, group, run)
+    ledger.update_batch(row.token, "ended")
+
+
+def _at_the_same_rates(attempt: BatchedAttempt, rates: Rates) -> BatchedAttempt:
+    """What the ledger keeps of a price has no tiers: where it is still the price, the tiers are known."""
+    is_same = attempt.plan.rates.snapshot() == rates.snapshot()
+    return attempt._replace(plan=attempt.plan._replace(rates=rates)) if is_same else attempt
+
+
+def close_unsubmitted(ledger: Ledger, row: BatchRow) -> None:
+    """Close a batch that the provider does not have."""
+    _close_all(ledger, row, "the batch never reached the provider")
+
+
+def close_rejected(ledger: Ledger, row: BatchRow, state: BatchState, at_fault: Collection[str]) -> None:
+    """Close a batch that the provider took none of; nothing was billed. The answer keys at fault are refused for good.
+
+    Errors: what the rejection means for the run, unless single requests are at fault, or there is no room for now.
+    """
+    rejection = state.rejection
+    assert rejection is not None
+    _close_all(ledger, row, rejection.message, at_fault)
+    if at_fault or rejection.cause in {"rate_limit", "transient"}:
+        return
+    said = f"{row.base_url}: {rejection.message}"
+    raise (NotAuthorisedError if rejection.cause in {"authorisation", "billing"} else PermanentTeacherError)(said)
+
+
+def _close_all(ledger: Ledger, row: BatchRow, error: str, at_fault: Collection[str] = ()) -> None:
+    closed = [
+        Settlement(*attempt, "refused" if attempt.plan.answer_key in at_fault else "failed", error=error)
+        for attempt in ledger.in_batch(row.token)
+    ]
+    ledger.write(closed, [])
+    ledger.update_batch(row.token, "ended")
+
+
+def _settle(ledger: Ledger, group: list[Settlement], run: str) -> Step:
+    ledger.write(group, [])
+    return Step(
+        attempts=len(group),
+        answered=sum(settlement.status == "answered" and settlement.plan.run == run for settlement in group),
+        cost_usd=sum((settlement.cost_usd for settlement in group), Decimal(0)),
+    )
+
+
+def _settlement(attempt: BatchedAttempt, result: BatchResult) -> Settlement:
+    outcome = result.outcome
+    is_reply = isinstance(outcome, Reply)
+    return Settlement(
+        *attempt,
+        status=_status(result),
+        reply=outcome if is_reply else None,
+        usage=outcome.usage,
+        http_status=result.http_status,
+        error=None if is_reply else outcome.message,
+    )
+
+
+def _status(result: BatchResult) -> Status:
+    if isinstance(result.outcome, Reply):
+        return "answered"
+    if result.may_be_billed:
+        return "unknown"
+    if result.outcome.usage is not None:
+        return "unusable"
+    return "refused" if result.outcome.cause == "request" else "failed"

@@ -1,0 +1,29 @@
+"""What of a plan is still to be done."""
+
+from potstill.ledger import Ledger
+from potstill.llm.providers import PROVIDERS
+from potstill.teacher.mending import retries_wanted
+from potstill.teacher.plan import TeachPlan, split_batches
+
+
+def open_batches(plan: TeachPlan, ledger: Ledger) -> list[int]:
+    """The indexes of the batches of which the ledger lacks an answer, or a further one in place of a bad one."""
+    batches = split_batches(plan)
+    return [index for index, batch in enumerate(batches) if _is_open(plan, ledger, batch)]
+
+
+def _is_open(plan: TeachPlan, ledger: Ledger, batch: range) -> bool:
+    for chunk in plan.chunks(batch.start, batch.stop):
+        if ledger.look_up(answer.key for answer in chunk).missing:
+            return True
+        further = [answer.key for answer in retries_wanted(plan, ledger, chunk)]
+        if further and ledger.look_up(further).missing:
+            return True
+    return False
+
+
+def has_open_batches(plan: TeachPlan, ledger: Ledger) -> bool:
+    """Whether the provider works at a batch of this ledger's, which may hold some of these answers."""
+    provider = PROVIDERS[plan.teacher.provider]
+    base_url = (plan.teacher.base_url or provider.default_base_url or "").rstrip("/")
+    return bool(ledger.open_batches(provider.name, base_url))

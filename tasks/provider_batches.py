@@ -1,0 +1,46 @@
+"""The provider's batches: half the price, and an answer within a day."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from potstill.artifacts import ArtifactRef
+from potstill.errors import TransientTeacherError
+from potstill.ledger import open_ledger
+from potstill.recipe import Recipe
+from potstill.teacher.outcome import BatchReport
+from potstill.teacher.sharing import caps_of, plan_of, shared_session
+from tasks.keys import load_block
+from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying
+
+
+@task(
+    cache_policy=NO_CACHE,
+    result_serializer="json",
+    retries=BATCH_RETRIES,
+    retry_delay_seconds=BATCH_RETRY_SECONDS,
+    retry_condition_fn=is_worth_retrying,
+)
+def ask_in_batches(recipe: Recipe, prompts: ArtifactRef) -> BatchReport | None:
+    """What the ledger lacks, asked for in batches; where the recipe asks online, only what was handed in is collected.
+
+    A run that ends meanwhile leaves its batches to the provider, and the next one collects them.
+    """
+    plan, logger, said = plan_of(recipe, prompts), get_run_logger(), [""]
+
+    def say(line: str) -> None:
+        if line != said[0]:
+            said[0] = line
+            logger.info("%s", line)
+
+    with shared_session(plan, open_ledger(), caps_of(recipe), load_block) as session:
+        if recipe.teacher.mode == "online":
+            return session.collect_batches(say)
+        report = session.answer_in_batches(say=say)
+    logger.info(
+        "%d of %d answers stood in the ledger, %d came in batches for %s USD, %d are refused, %d missing",
+        *(report.found, report.answers, report.answered, report.cost_usd, report.refused, report.unanswered),
+    )
+    if report.unanswered and not recipe.teacher.stragglers_online:
+        raise TransientTeacherError(f"{report.unanswered} prompts have no answer yet: {report.last_error}")
+    return report

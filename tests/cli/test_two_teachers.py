@@ -1,0 +1,78 @@
+"""Two processes that share a ledger and ask for the same prompts at once."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_teach import ROOT, arguments, write_prompts
+from tests.fake_teacher import FakeTeacher
+
+pytestmark = pytest.mark.flow
+
+PROMPTS = 40
+SECONDS = 30
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path / "prompts.jsonl", PROMPTS)
+
+
+def start(prompts: Path, teacher: FakeTeacher, out: str) -> "subprocess.Popen[str]":
+    given = arguments(prompts, teacher.url, "--concurrency", PROMPTS)
+    given[given.index("--out") + 1] = str(prompts.parent / out)
+    environment = {**os.environ, "POTSTILL_HOME": str(prompts.parent / "home")}
+    command = [sys.executable, "-m", "potstill.cli", *given]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]", prompts: Path, out: str) -> list[str]:
+    """The completions in the order of the prompts."""
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    assert json.loads(said.splitlines()[-1])["answered"] == PROMPTS
+    lines = (prompts.parent / out / "completions.jsonl").read_text().splitlines()
+    return [json.loads(line)["completion"] for line in lines]
+
+
+def right() -> list[str]:
+    return [f"answer to #{number:04d}" for number in range(PROMPTS)]
+
+
+def test_each_prompt_is_billed_once_and_both_get_every_answer(prompts: Path) -> None:
+    with FakeTeacher(latency=0.05) as teacher:
+        processes = {out: start(prompts, teacher, out) for out in ("one", "two")}
+        found = [finish(process, prompts, out) for out, process in processes.items()]
+    assert found == [right(), right()]
+    assert sorted(teacher.marks()) == [f"#{number:04d}" for number in range(PROMPTS)]
+
+
+def test_the_claims_of_a_killed_process_are_taken_over_within_seconds_by_one_that_runs(prompts: Path) -> None:
+    killed = threading.Event()
+
+    def answer(mark: str) -> str:
+        """All but the first wait for the kill."""
+        if mark != "#0000":
+            killed.wait(SECONDS)
+        return f"answer to {mark}"
+
+    with FakeTeacher(answer=answer) as teacher:
+        first = start(prompts, teacher, "one")
+        teacher.wait_for(PROMPTS, SECONDS)
+        second = start(prompts, teacher, "two")
+        time.sleep(3)
+        assert len(teacher.requests) == PROMPTS, "what another asks is not asked"
+        first.kill()
+        first.wait()
+        killed.set()
+        killed_at = time.monotonic()
+        assert finish(second, prompts, "two") == right()
+        again = teacher.requests[PROMPTS:]
+    assert sorted(asked.mark for asked in again) == [f"#{number:04d}" for number in range(1, PROMPTS)]
+    assert again[-1].started_at - killed_at < 5
