@@ -1,5 +1,8 @@
 """What Prefect's UI shows of the teacher stage while it runs: the spending, and each batch with its cost and retries."""
 
+import json
+import re
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -9,9 +12,9 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
-from prefect.context import get_run_context
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import Artifact, TaskRun
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, open_store
@@ -23,45 +26,98 @@ from tests.fake_teacher import PRICE, FakeTeacher, error
 
 pytestmark = pytest.mark.flow
 
-PROMPTS = 60
-FAR_TOO_LONG = error(429, retry_after="400")
-"""Longer than a run waits: its batches end, and Prefect tries them again."""
+PROMPTS, BATCHES = 60, 3
+BAR = re.compile(r"(\d+) of (\d+) answers, ([\d.]+) USD in (\d+) attempts")
+LONGER_THAN_A_RUN_WAITS = error(429, retry_after="400")
+RECORDED_SECONDS = 60
+"""The server records task runs some seconds after they end."""
 
 
-@flow(task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE), persist_result=True)  # pyright: ignore
-def teach_only(recipe: Recipe, prompts: ArtifactRef) -> UUID:
+@flow(task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE), persist_result=True)
+def teach_only(recipe: Recipe, prompts: ArtifactRef) -> str:
+    """The teacher stage of the parent flow; returns the run's id."""
     teach(recipe, prompts)
-    return get_run_context().flow_run.id  # pyright: ignore
+    return str(flow_run.id)
 
 
-class Taught(NamedTuple):
+class Stage(NamedTuple):
     teacher: FakeTeacher
     recipe: Recipe
     prompts: ArtifactRef
 
-    def run(self) -> UUID:
-        return teach_only(self.recipe, self.prompts)
+    def run(self) -> FlowRunFilter:
+        """Run it; returns what names the run."""
+        return FlowRunFilter(id=FlowRunFilterId(any_=[UUID(teach_only(self.recipe, self.prompts))]))
 
 
 @pytest.fixture
-def taught(
+def stage(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     write_tickets: Callable[..., Any],
     tiny_recipe: Callable[..., dict[str, Any]],
-) -> Iterator[Taught]:
+) -> Iterator[Stage]:
     monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("tasks.teaching.EVERY_SECONDS", 0.7)
+    monkeypatch.setattr("tasks.spending.EVERY_SECONDS", 0.7)
     monkeypatch.setattr("potstill.teacher.session.LOOK_SECONDS", 0.5)
     tickets = write_tickets(tmp_path / "log", PROMPTS)
     with FakeTeacher(latency=0.3, answer=lambda _: "billing") as teacher:
-        settings = {"batch_size": 20, "concurrency": 4, "price": PRICE.model_dump()}
+        settings = {"batch_size": PROMPTS // BATCHES, "concurrency": 4, "price": PRICE.model_dump()}
         recipe = Recipe.model_validate(tiny_recipe(tickets.log, teacher.url, teacher=settings))
-        yield Taught(teacher, recipe, curate(recipe.curation, recipe.task.kind, open_store()))
+        yield Stage(teacher, recipe, curate(recipe.curation, recipe.task.kind, open_store()))
 
 
-def reports(run: UUID) -> list[Artifact]:
+def reports(run: FlowRunFilter) -> list[Artifact]:
     """The UI reports of a run, oldest first."""
     with get_client(sync_client=True) as client:
-        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
-        return sorted(client.read_artifacts(artifact_filter=of_run), key=lambda report: str(report.created))
+        found = client.read_artifacts(flow_run_filter=run)
+    return sorted(found, key=lambda report: str(report.created))
+
+
+def batches(run: FlowRunFilter) -> dict[str, TaskRun]:
+    """The batches of a run by name, once the server has recorded that all have ended."""
+    deadline = time.monotonic() + RECORDED_SECONDS
+    while True:
+        with get_client(sync_client=True) as client:
+            found = {task.name: task for task in client.read_task_runs(flow_run_filter=run) if "batch" in task.name}
+        if len(found) == BATCHES and all(task.state_name in {"Completed", "Cached"} for task in found.values()):
+            return found
+        assert time.monotonic() < deadline, {name: task.state_name for name, task in found.items()}
+        time.sleep(0.5)
+
+
+def test_the_table_of_spend_grows_and_each_batch_has_a_bar_with_its_cost(stage: Stage) -> None:
+    run = stage.run()
+    shown = reports(run)
+    tables = [json.loads(str(report.data)) for report in shown if report.key == "spend"]
+    attempts = [sum(row["attempts"] for row in table) for table in tables]
+    assert attempts == sorted(attempts)
+    assert len(set(attempts)) >= 3, "it grows while the run goes on"
+    assert attempts[-1] == PROMPTS
+    assert sum(Decimal(row["cost_usd"]) for row in tables[-1]) == stage.teacher.billed_usd
+
+    ended = batches(run)
+    bars = {report.task_run_id: report for report in shown if report.type == "progress"}
+    assert bars.keys() == {task.id for task in ended.values()}
+    told = [match.groups() for bar in bars.values() if (match := BAR.fullmatch(str(bar.description)))]
+    assert [(done, wanted, tries) for done, wanted, _, tries in told] == [("20", "20", "20")] * BATCHES
+    assert {float(str(bar.data)) for bar in bars.values()} == {100.0}
+    assert abs(sum(Decimal(cost) for _, _, cost, _ in told) - stage.teacher.billed_usd) < Decimal("0.0002")
+
+
+def test_a_batch_that_was_answered_is_cached_and_asks_nothing(stage: Stage) -> None:
+    first, again = stage.run(), stage.run()
+    assert {task.state_name for task in batches(first).values()} == {"Completed"}
+    assert {task.state_name for task in batches(again).values()} == {"Cached"}
+    assert len(stage.teacher.requests) == PROMPTS
+
+
+def test_a_batch_that_was_cut_short_is_seen_to_be_tried_again_and_pays_for_nothing_twice(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.teaching.teach_batch.retry_delay_seconds", [1.0, 1.0])
+    stage.teacher.behaviour = lambda asked: LONGER_THAN_A_RUN_WAITS if asked.number == 30 else None
+    ended = batches(stage.run())
+    assert {task.run_count for task in ended.values()} >= {2}
+    answered = [asked.body["messages"][-1]["content"] for asked in stage.teacher.requests if asked.status == 200]
+    assert len(answered) == len(set(answered)) == PROMPTS
