@@ -3,17 +3,21 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 import yaml
+
+from tests.fake_teacher import FakeTeacher
 
 pytestmark = pytest.mark.drill
 
@@ -46,6 +50,12 @@ UI_REPORTS = {
 }
 
 
+GOING_ON = {"SCHEDULED", "PENDING", "RUNNING", "CANCELLING"}
+STARTING_SECONDS = 180
+SPENDING_SECONDS = 15
+QUIET_SECONDS = 10
+
+
 class Server(NamedTuple):
     url: str
     env: dict[str, str]
@@ -70,6 +80,11 @@ class Server(NamedTuple):
             return found if len(found) >= count and all(task["state_type"] == "COMPLETED" for task in found) else []
 
         return {_name(task["name"]): task["state_name"] for task in _wait_for(recorded)}
+
+    def cancel(self, run_id: str) -> None:
+        """As the button in the UI does."""
+        state = {"state": {"type": "CANCELLING"}}
+        httpx.post(f"{self.url}/flow_runs/{run_id}/set_state", json=state, timeout=30).raise_for_status()
 
     def _newest(self) -> list[dict[str, Any]]:
         return self.find("flow_runs", limit=1, sort="EXPECTED_START_TIME_DESC")
@@ -130,6 +145,62 @@ def test_a_deployed_run_and_one_by_hand_show_on_the_server_and_share_what_they_m
         assert server.task_states(again, len(expected)) == dict.fromkeys(expected, "Cached") | never_cached
         assert _requests(teacher) == 400
     print(f"\ndeployed run {deployed['total_run_time']:.0f} s, the same by hand {again['total_run_time']:.0f} s")
+
+
+def test_a_run_that_is_cancelled_on_the_server_stops_spending_within_seconds(
+    server: Server, tmp_path: Path, write_tickets: Callable[..., Any], tiny_recipe: Callable[..., dict[str, Any]]
+) -> None:
+    prompts = 250
+    tickets = write_tickets(tmp_path / "log", prompts, first=400)
+    with FakeTeacher(latency=0.5, answer=lambda _: "billing") as teacher:
+        recipe = tiny_recipe(tickets.log, teacher.url, teacher={"concurrency": 4, "batch_size": 16})
+        recipe["name"] = "cancelled"
+        server.prefect("deployment", "run", "distill-student/demo", "--params", json.dumps({"recipe": recipe}))
+        teacher.wait_for(20, seconds=STARTING_SECONDS)
+        [run] = server.find("flow_runs", limit=1, sort="EXPECTED_START_TIME_DESC")
+        asked = time.monotonic()
+        server.cancel(run["id"])
+        ended = _wait_for(lambda: [state for state in _states(server, run["id"]) if state not in GOING_ON])[0]
+        seconds = time.monotonic() - asked
+        assert ended == "CANCELLED"
+        last = _wait_until_quiet(teacher) - asked
+        assert last < SPENDING_SECONDS, f"the last request came {last:.1f} s after the run was cancelled"
+        number = len(teacher.requests)
+        assert number < prompts
+        statuses = _statuses(Path(server.env["POTSTILL_HOME"]) / "ledger.db", f"month/{recipe['name']}/")
+        assert statuses.keys() <= {"answered", "unknown"}, "nothing is left in flight"
+        assert sum(statuses.values()) == number
+
+        server.prefect("deployment", "run", "distill-student/demo", "--params", json.dumps({"recipe": recipe}))
+        teacher.wait_for(prompts + statuses["unknown"], seconds=STARTING_SECONDS)
+        time.sleep(2)
+        assert len(teacher.requests) == prompts + statuses["unknown"], "the next run asks only for what is missing"
+        [next_run] = server.find("flow_runs", limit=1, sort="EXPECTED_START_TIME_DESC")
+        server.cancel(next_run["id"])
+        _wait_for(lambda: [state for state in _states(server, next_run["id"]) if state not in GOING_ON])
+    print(
+        f"\ncancelled after {number} requests: the last came {last:.2f} s later, the run was over after {seconds:.1f} s"
+    )
+
+
+def _states(server: Server, run_id: str) -> list[str]:
+    return [run["state_type"] for run in server.find("flow_runs", flow_runs={"id": {"any_": [run_id]}})]
+
+
+def _wait_until_quiet(teacher: FakeTeacher) -> float:
+    """When the last request came: none has followed for `QUIET_SECONDS`."""
+    while True:
+        last = teacher.requests[-1].started_at
+        if time.monotonic() - last > QUIET_SECONDS:
+            return last
+        time.sleep(0.2)
+
+
+def _statuses(ledger: Path, month: str) -> Counter[str]:
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as database:
+        return Counter(
+            status for (status,) in database.execute("SELECT status FROM attempts WHERE month LIKE ?", (f"{month}%",))
+        )
 
 
 def _requests(teacher: str) -> int:
