@@ -161,6 +161,16 @@ class TestWait:
 
 
 class TestRunChild:
+    def test_it_inherits_the_environment_but_no_key_of_a_teacher(self, tmp_path, monkeypatch):
+        for name in ("OPENAI_API_KEY", "MY_KEY", "HARMLESS"):
+            monkeypatch.setenv(name, f"value of {name}")
+        monkeypatch.setenv("POTSTILL_KEY_HOSTS", "MY_KEY=llm.example")
+        log = tmp_path / "log"
+        run_child(python("import os; print(dict(os.environ))"), log_path=log)
+        assert "value of HARMLESS" in log.read_text()
+        assert "value of OPENAI_API_KEY" not in log.read_text()
+        assert "value of MY_KEY" not in log.read_text()
+
     def test_its_output_goes_to_the_log_after_what_was_there(self, tmp_path):
         log = tmp_path / "logs" / "child.log"
         for number in (1, 2):

@@ -7,6 +7,9 @@ from urllib.parse import quote
 
 import pytest
 
+from potstill.errors import NotAuthorisedError
+from potstill.llm.batches import open_batches
+from potstill.llm.batches.base import custom_id
 from potstill.llm.client import ChatClient
 from potstill.llm.echoes import MASK, KeyMask
 from potstill.llm.messages import ChatRequest, Reply
@@ -110,3 +113,14 @@ async def test_garbage_in_place_of_http_that_quotes_the_key_is_kept_without_it()
         outcome = await ask(teacher)
     assert isinstance(outcome, Failure)
     assert f"broken\\\\x00header: {MASK}" in outcome.message
+
+
+async def test_a_batch_endpoint_that_quotes_the_key_is_quoted_without_it() -> None:
+    body = json.dumps({"error": {"type": "permission_error", "message": f"no access with {KEY}"}}).encode()
+    with FakeTeacher() as teacher:
+        teacher.fail_next(Fault("echo", 403, body))
+        async with open_batches("anthropic", teacher.url, api_key_env="MY_KEY") as batches:
+            with pytest.raises(NotAuthorisedError) as raised:
+                await batches.submit([(custom_id("potstill1", "one"), {"model": "m", "messages": []})], "potstill1")
+    assert f"no access with {MASK}:" in str(raised.value)
+    assert teacher.requests[0].headers["x-api-key"] == KEY
