@@ -9,7 +9,6 @@ import pytest
 
 from potstill.errors import NotAuthorisedError
 from potstill.llm.batches import open_batches
-from potstill.llm.batches.base import custom_id
 from potstill.llm.client import ChatClient
 from potstill.llm.echoes import MASK, KeyMask
 from potstill.llm.messages import ChatRequest, Reply
@@ -121,6 +120,6 @@ async def test_a_batch_endpoint_that_quotes_the_key_is_quoted_without_it() -> No
         teacher.fail_next(Fault("echo", 403, body))
         async with open_batches("anthropic", teacher.url, api_key_env="MY_KEY") as batches:
             with pytest.raises(NotAuthorisedError) as raised:
-                await batches.submit([(custom_id("potstill1", "one"), {"model": "m", "messages": []})], "potstill1")
+                await batches.cancel("msgbatch_1")
     assert f"no access with {MASK}:" in str(raised.value)
     assert teacher.requests[0].headers["x-api-key"] == KEY
