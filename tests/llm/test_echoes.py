@@ -2,7 +2,9 @@
 
 import base64
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
 
 import pytest
@@ -114,12 +116,27 @@ async def test_garbage_in_place_of_http_that_quotes_the_key_is_kept_without_it()
     assert f"broken\\\\x00header: {MASK}" in outcome.message
 
 
+class EchoingServer(BaseHTTPRequestHandler):
+    """It refuses every GET, and quotes what it was sent."""
+
+    def do_GET(self) -> None:
+        said = f"no access with {self.headers['x-api-key']}"
+        body = json.dumps({"error": {"type": "permission_error", "message": said}}).encode()
+        self.send_response(403)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 async def test_a_batch_endpoint_that_quotes_the_key_is_quoted_without_it() -> None:
-    body = json.dumps({"error": {"type": "permission_error", "message": f"no access with {KEY}"}}).encode()
-    with FakeTeacher() as teacher:
-        teacher.fail_next(Fault("echo", 403, body))
-        async with open_batches("anthropic", teacher.url, api_key_env="MY_KEY") as batches:
+    with ThreadingHTTPServer(("127.0.0.1", 0), EchoingServer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        async with open_batches("anthropic", url, api_key_env="MY_KEY") as batches:
             with pytest.raises(NotAuthorisedError) as raised:
-                await batches.cancel("msgbatch_1")
+                await batches.state("msgbatch_1")
+        server.shutdown()
     assert f"no access with {MASK}:" in str(raised.value)
-    assert teacher.requests[0].headers["x-api-key"] == KEY
