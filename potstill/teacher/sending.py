@@ -204,7 +204,8 @@ class Sender:
                 TransientTeacherError(f"{said}; {self._breaker.reason()}: run the same again when it is up")
             )
         self._stop.check()
-        raise UnansweredError(failure.message, failure.retry_after_seconds)
+        is_refused = failure.cause == "rate_limit"
+        raise UnansweredError(failure.message, failure.retry_after_seconds, is_rate_limited=is_refused)
 
 
 def _status(attempt: Attempt) -> Status:
