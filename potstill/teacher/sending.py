@@ -189,7 +189,7 @@ class Sender:
             return
         said = f"{self._client.base_url}: {failure.message}"
         if failure.cause == "authorisation":
-            self._stop.because(NotAuthorisedError(said))
+            self._stop.because(NotAuthorisedError(f"{said}: {self._client.key_remedy}"))
         elif failure.cause == "billing":
             self._stop.because(NotAuthorisedError(f"{said}: add credit or raise the limit, then run the same again"))
         elif failure.cause == "run":
