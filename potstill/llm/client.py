@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 
 from potstill.llm.echoes import KeyMask
-from potstill.llm.keys import LoadBlock, provider_key
+from potstill.llm.keys import LoadBlock, key_variable, provider_key
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure, Limit, LimitName
@@ -75,6 +75,8 @@ class ChatClient:
             self.provider, self.base_url, variable=api_key_env, block=api_key_block, load_block=load_block
         )
         self._mask = KeyMask(key)
+        given = key_variable(api_key_env, self.provider, self.base_url)
+        self._key_name = f"secret block {api_key_block}" if api_key_block else given
         query = f"?{urlencode({'api-version': api_version})}" if api_version else ""
         self._url = self.base_url + self.provider.path() + query
         self._headers = {
@@ -121,6 +123,13 @@ class ChatClient:
         return self._read(response.status, content, response.headers)
 
     @property
+    def key_remedy(self) -> str:
+        """What a user may do where the key is not accepted."""
+        if self._key_name is None:
+            return "no key was sent: name the variable that holds it with --api-key-env or teacher.api_key_env"
+        return f"check {self._key_name}"
+
+    @property
     def _is_https(self) -> bool:
         return urlsplit(self.base_url).scheme == "https"
 
@@ -149,7 +158,9 @@ class ChatClient:
         """The attempt of a request that never left this machine; None where it may have."""
         if any(isinstance(cause, (socket.gaierror, UnicodeError, aiohttp.InvalidURL)) for cause in _causes(error)):
             host = urlsplit(self.base_url).hostname
-            return Attempt(Failure("run", f"no host named {host}: check base_url"), None, may_be_billed=False)
+            return Attempt(
+                Failure("run", f"no host named {host}: check base_url and the network"), None, may_be_billed=False
+            )
         if isinstance(error, NEVER_SENT):
             failure = Failure("transient", f"no connection to {self.base_url}: {self._describe(error)}")
             return Attempt(failure, None, may_be_billed=False)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from potstill.errors import TransientTeacherError
 
@@ -15,15 +15,20 @@ class RetryPolicy(NamedTuple):
     attempts: int = 6
     first_wait_seconds: float = 0.5
     longest_wait_seconds: float = 30.0
+    refusals: int = 20
+    """So many more where the server refuses the pace: that costs nothing, and is no fault of the request."""
 
 
 class UnansweredError(TransientTeacherError):
     """One attempt failed in a way that another may mend; it carries the wait that the server asked for."""
 
-    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self, message: str, retry_after_seconds: float | None = None, *, is_rate_limited: bool = False
+    ) -> None:
         super().__init__(message, retry_after_seconds)
         self.message = message
         self.retry_after_seconds = retry_after_seconds
+        self.is_rate_limited = is_rate_limited
 
     def __str__(self) -> str:
         return self.message
@@ -32,6 +37,14 @@ class UnansweredError(TransientTeacherError):
 def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> AsyncRetrying:
     """A loop of attempts that goes on after `UnansweredError` and lets every other error out at once."""
     backoff = wait_random_exponential(multiplier=policy.first_wait_seconds, max=policy.longest_wait_seconds)
+    refusals = 0
+
+    def is_last(state: RetryCallState) -> bool:
+        nonlocal refusals
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, UnansweredError) and error.is_rate_limited:
+            refusals = min(refusals + 1, policy.refusals)
+        return state.attempt_number - refusals >= policy.attempts
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -39,7 +52,7 @@ def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]] = as
         return max(asked or 0.0, backoff(state))
 
     return AsyncRetrying(
-        stop=stop_after_attempt(policy.attempts),
+        stop=is_last,
         wait=wait,
         retry=retry_if_exception_type(UnansweredError),
         sleep=sleep,

@@ -189,7 +189,7 @@ class Sender:
             return
         said = f"{self._client.base_url}: {failure.message}"
         if failure.cause == "authorisation":
-            self._stop.because(NotAuthorisedError(said))
+            self._stop.because(NotAuthorisedError(f"{said}: {self._client.key_remedy}"))
         elif failure.cause == "billing":
             self._stop.because(NotAuthorisedError(f"{said}: add credit or raise the limit, then run the same again"))
         elif failure.cause == "run":
@@ -204,7 +204,8 @@ class Sender:
                 TransientTeacherError(f"{said}; {self._breaker.reason()}: run the same again when it is up")
             )
         self._stop.check()
-        raise UnansweredError(failure.message, failure.retry_after_seconds)
+        is_refused = failure.cause == "rate_limit"
+        raise UnansweredError(failure.message, failure.retry_after_seconds, is_rate_limited=is_refused)
 
 
 def _status(attempt: Attempt) -> Status:

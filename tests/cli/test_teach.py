@@ -205,7 +205,7 @@ def test_a_key_that_is_not_accepted_is_exit_6_after_one_request(
 def test_a_server_that_is_down_is_exit_1_and_says_what_to_do(
     prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("potstill.llm.retrying.RetryPolicy.__new__.__defaults__", (2, 0.001, 0.01))
+    monkeypatch.setattr("potstill.llm.retrying.RetryPolicy.__new__.__defaults__", (2, 0.001, 0.01, 20))
     with FakeTeacher() as teacher:
         url = teacher.url
     ended = run(capsys, arguments(prompts, url))
@@ -217,7 +217,7 @@ def test_a_server_that_is_down_is_exit_1_and_says_what_to_do(
 def test_a_prompt_that_stays_unanswered_is_exit_1_and_incomplete(
     prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("potstill.llm.retrying.RetryPolicy.__new__.__defaults__", (2, 0.001, 0.01))
+    monkeypatch.setattr("potstill.llm.retrying.RetryPolicy.__new__.__defaults__", (2, 0.001, 0.01, 20))
     with FakeTeacher(lambda asked: SERVER_ERROR if asked.mark == "#0003" else None) as teacher:
         ended = run(capsys, arguments(prompts, teacher.url))
     assert (ended.code, ended.summary["status"], ended.summary["answered"]) == (1, "incomplete", 5)

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.drill
 
 PROMPTS = 100_000
 IN_FLIGHT = 64
+LATENCY_MS = 10
+"""With its spread, requests do not come and go together: some are in flight whenever the run is killed."""
 HALF_SECONDS = 200
 RESTART_SECONDS = 3.0
 """The bar is 1 s on an idle machine; docs/drills.md has the figure. This one only notices that half the ledger is read first."""
@@ -25,7 +27,7 @@ RESTART_SECONDS = 3.0
 def test_after_a_kill_at_half_of_100_000_prompts_only_what_was_in_flight_is_asked_again(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     write_prompts(prompts, PROMPTS)
-    with running() as teacher:
+    with running(latency_ms=LATENCY_MS, latency_sigma=0.5) as teacher:
         given = ("--provider", "openai_compatible", "--base-url", teacher.url, "--model", "fake-1", "--max-tokens", 256)
         teaching = Teaching(prompts, (*given, "--concurrency", IN_FLIGHT, "--no-redact", "--yes"), tmp_path)
         first = teaching.start()

@@ -87,7 +87,7 @@ async def test_an_error_that_quotes_the_key_is_kept_without_it() -> None:
         teacher.fail_next(Fault("echo", 401, body))
         outcome = await ask(teacher)
     assert isinstance(outcome, Failure)
-    assert f"Incorrect API key provided: {MASK}." in outcome.message
+    assert f"Incorrect API key provided: {MASK}" in outcome.message
     assert teacher.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
 

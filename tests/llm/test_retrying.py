@@ -41,6 +41,17 @@ async def test_after_the_last_attempt_the_last_error_comes_out() -> None:
     assert endpoint.calls == 4
 
 
+async def test_refusals_for_the_pace_leave_a_request_its_attempts_as_far_as_they_go() -> None:
+    refused = [UnansweredError("slow down", is_rate_limited=True) for _ in range(20)]
+    answered = Endpoint(*refused, *(UnansweredError("no") for _ in range(3)))
+    await answered.run()
+    assert answered.calls == 24
+    given_up = Endpoint(*refused, *(UnansweredError("slow down", is_rate_limited=True) for _ in range(9)))
+    with pytest.raises(TransientTeacherError, match="slow down"):
+        await given_up.run()
+    assert given_up.calls == 24
+
+
 async def test_any_other_error_is_asked_only_once() -> None:
     endpoint = Endpoint(NotAuthorisedError("no"))
     with pytest.raises(NotAuthorisedError):
@@ -63,5 +74,5 @@ async def test_the_wait_that_the_server_asked_for_is_kept() -> None:
 
 
 def test_the_error_survives_a_process_border() -> None:
-    found = pickle.loads(pickle.dumps(UnansweredError("no", 1.5)))
-    assert (str(found), found.retry_after_seconds) == ("no", 1.5)
+    found = pickle.loads(pickle.dumps(UnansweredError("no", 1.5, is_rate_limited=True)))
+    assert (str(found), found.retry_after_seconds, found.is_rate_limited) == ("no", 1.5, True)

@@ -269,6 +269,7 @@ class Congestion:
         else:
             beside = wave.accepted + wave.refused
             self._anchor = wave.per_second * (max(wave.accepted, 1) / beside if beside > ENOUGH else 0.5)
+            self._far = FAR if wave.accepted >= ENOUGH else NEAR
 
     def _set_pace(self) -> None:
         latency = max(self._latency or 0.0, 1e-6)

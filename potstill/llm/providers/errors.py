@@ -6,6 +6,7 @@ Sources: OpenAI API reference, "Error codes"; Anthropic API reference, "Errors";
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from potstill.llm.providers.base import Failure
 from potstill.llm.providers.headers import read_retry_after
@@ -42,7 +43,8 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
     said = _read(body)
     message = f"HTTP {status}" + (f": {said.message}" if said.message else "")
     if 300 <= status < 400:
-        return Failure("run", f"{message}: the address redirects, and redirects are never followed: check base_url")
+        elsewhere = _host_of(headers.get("location"))
+        return Failure("run", f"{message}: the address redirects{elsewhere} and that is never followed: check base_url")
     if status == 401:
         return Failure("authorisation", f"{message}: the key is not accepted")
     if status == 402 or any(map(_BILLING.fullmatch, said.codes)) or _NO_CREDIT.search(said.message):
@@ -70,6 +72,15 @@ def _remedy(status: int, said: Said) -> str:
     return ""
 
 
+def _host_of(location: str | None) -> str:
+    """Its host alone: the rest of an address may hold what must not be shown."""
+    try:
+        host = urlsplit(location or "").hostname
+    except ValueError:
+        host = None
+    return f" to {host}" if host else ""
+
+
 def _read(body: Any) -> Said:
     """Azure, Gemini and others wrap or rename: a list around the object, a bare text, a `message` at the top."""
     outer = body[0] if isinstance(body, list) and body else body
@@ -77,5 +88,5 @@ def _read(body: Any) -> Said:
     error = inner if isinstance(inner, dict) else {"message": inner}
     details = error.get("details")
     found = (error.get("code"), error.get("type"), details.get("error_code") if isinstance(details, dict) else None)
-    message = str(error.get("message") or "").strip()[:LONGEST_QUOTE]
+    message = str(error.get("message") or "").strip()[:LONGEST_QUOTE].rstrip(".")
     return Said(message, frozenset(code for code in found if isinstance(code, str)))
