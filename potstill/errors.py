@@ -7,6 +7,7 @@
     │   └── UnknownPriceError (LookupError)     a model whose price nobody knows
     ├── NotAuthorisedError (PermissionError)  exit 6   key missing, foreign host, refused, terms
     ├── BudgetReachedError (RuntimeError)  exit 5   the cap does not admit the next request
+    ├── LedgerError (RuntimeError)     exit 1   a ledger that cannot be read or written for now
     ├── ArtifactError (OSError)        exit 1
     │   ├── ArtifactMissingError (FileNotFoundError)
     │   └── ArtifactDamagedError
@@ -51,6 +52,10 @@ class NotAuthorisedError(PotstillError, PermissionError):
 
 class BudgetReachedError(PotstillError, RuntimeError):
     exit_code = 5
+
+
+class LedgerError(PotstillError, RuntimeError):
+    pass
 
 
 class ArtifactError(PotstillError, OSError):

@@ -5,10 +5,10 @@ claimed, until somebody collects the batch.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import BigInteger, Connection, delete, insert, select, update
 
 from potstill.ledger.database import Database
 from potstill.ledger.entries import AttemptPlan
@@ -56,6 +56,17 @@ def update_batch(connection: Connection, token: str, *, status: BatchStatus, bat
     connection.execute(update(batches).where(batches.c.token == token).values(values))
 
 
+def closed_too_early(connection: Connection, token: str) -> list[Any]:
+    """The requests (id, run, month, bound_pico) of a batch that was closed as never handed in."""
+    bound = attempts.c.bound_usd.cast(BigInteger).label("bound_pico")
+    query = (
+        select(attempts.c.id, attempts.c.run, attempts.c.month, bound)
+        .join(batches, batches.c.token == attempts.c.batch)
+        .where(batches.c.token == token, batches.c.status == "ended", attempts.c.status == "failed")
+    )
+    return list(connection.execute(query))
+
+
 def forget(connection: Connection, token: str) -> None:
     """Take back a batch that holds nothing."""
     connection.execute(delete(batches).where(batches.c.token == token))
@@ -92,12 +103,12 @@ def claim(database: Database, connection: Connection, token: str, owner_id: int)
 
 
 def in_flight(connection: Connection, token: str) -> Iterator[BatchedAttempt]:
-    """The requests of a batch that no result has closed."""
+    """The requests of a batch that no result has closed; `unknown` where somebody took it for lost."""
     names = ("id", "answer_key", "prompt_id", "run", "month", "purpose", "provider", "model")
     query = (
         select(*(attempts.c[name] for name in names), attempts.c.bound_usd, prices.c.content.label("price"))
         .join(prices, prices.c.id == attempts.c.price)
-        .where(attempts.c.batch == token, attempts.c.status == "in_flight")
+        .where(attempts.c.batch == token, attempts.c.status.in_(["in_flight", "unknown"]))
     )
     rates: dict[str, Rates] = {}
     for row in connection.execute(query):

@@ -4,6 +4,7 @@ One writer at a time in either: SQLite's `BEGIN IMMEDIATE`, a transaction's advi
 has read therefore still holds when it writes. A reader blocks nobody.
 """
 
+import os
 import re
 import sqlite3
 import time
@@ -34,13 +35,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from potstill.errors import UsageError
+from potstill.errors import LedgerError, UsageError
 from potstill.home import potstill_home
 from potstill.ledger.migration import migrate
 from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
 
 BUSY_SECONDS = 30
 KEYS_A_QUERY = 2000
+LEDGER_VARIABLE = "POTSTILL_LEDGER"
 REMEDY = "Give an address such as sqlite:///ledger.db"
 SYNCHRONOUS = ("NORMAL", "FULL")
 """In a SQLite address, `?synchronous=FULL` writes each commit to the disk: then a power cut loses nothing either. NORMAL,
@@ -54,13 +56,13 @@ class Database:
     """A connection pool on one ledger's database, whose tables are there and of this version.
 
     Args:
-        url: SQLAlchemy's form; None for `ledger.db` in the state directory.
+        url: SQLAlchemy's form; None for `default_url`.
 
-    Errors: `UsageError` for an address that SQLAlchemy cannot open.
+    Errors: `UsageError` for an address that SQLAlchemy cannot open; later, `LedgerError` where the database fails.
     """
 
     def __init__(self, url: str | None = None) -> None:
-        parsed, synchronous = _parse(url or f"sqlite:///{potstill_home() / 'ledger.db'}")
+        parsed, synchronous = _parse(url or default_url())
         self.url = parsed.render_as_string(hide_password=True)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         try:
@@ -70,20 +72,23 @@ class Database:
             self.id = self._find_id() or self._create()
         except ImportError as error:
             raise UsageError(f"ledger {self.url}: {error}: pip install 'potstill[postgres]'") from None
-        except (SQLAlchemyError, OSError) as error:
-            raise UsageError(f"ledger {self.url}: {str(error).partition(chr(10))[0]}. {REMEDY}") from None
+        except (LedgerError, SQLAlchemyError, OSError) as error:
+            said = str(error.__cause__ or error).partition("\n")[0]
+            raise UsageError(f"ledger {self.url}: {said}. {REMEDY}") from None
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """The only writing transaction of this moment."""
-        with self._engine.begin() as connection:
+        with self._explained(), self._engine.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})"))
             yield connection
 
-    def reading(self) -> Connection:
-        """A context manager: one consistent view."""
-        return self._engine.connect().execution_options(**{READING: True})
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One consistent view."""
+        with self._explained(), self._engine.connect().execution_options(**{READING: True}) as connection:
+            yield connection
 
     def among(self, column: ColumnElement[str]) -> ColumnElement[bool]:
         """The condition that a column is one of the values in parameter `keys`, which `keys_parameter` makes."""
@@ -108,11 +113,19 @@ class Database:
         self._engine.dispose()
 
     def _open(self, parsed: URL, synchronous: str) -> Engine:
-        engine = create_engine(parsed)
+        engine = create_engine(parsed, pool_pre_ping=not self.is_sqlite)
         if self.is_sqlite:
             event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
             event.listen(engine, "begin", _begin_sqlite)
         return engine
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            said = str(error).partition("\n")[0]
+            raise LedgerError(f"ledger {self.url}: {said}. Run the same again once it works") from error
 
     def _find_id(self) -> str | None:
         """The id of a ledger that is there, in this version."""
@@ -132,6 +145,11 @@ class Database:
         found = self._find_id()
         assert found is not None
         return found
+
+
+def default_url() -> str:
+    """The ledger that `POTSTILL_LEDGER` names, else `ledger.db` in the state directory."""
+    return os.environ.get(LEDGER_VARIABLE) or f"sqlite:///{potstill_home() / 'ledger.db'}"
 
 
 def chunks(keys: Iterable[str]) -> Iterator[list[str]]:

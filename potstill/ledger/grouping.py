@@ -6,12 +6,15 @@ A transaction costs about as much for one row as for fifty, and it may not block
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement, Standing
 from potstill.ledger.ledger import Ledger
 
 T = TypeVar("T")
+RETRY_SECONDS = 10.0
+"""A database that fails is asked again for so long, to keep what was paid for; what wants to begin fails at once."""
+RETRY_PAUSE_SECONDS = 0.5
 LINGER_SECONDS = 0.005
 """An answer counts only after its group is committed, so this delays it."""
 
@@ -68,6 +71,10 @@ class GroupedLedger:
         """As `Ledger.look_up`."""
         return await self.run(self.ledger.look_up, list(keys))
 
+    async def is_claimed(self, key: str) -> bool:
+        """As `Ledger.is_claimed`."""
+        return await self.run(self.ledger.is_claimed, key)
+
     async def flush(self) -> None:
         """Return once all is written that waits."""
         while self._commit is not None:
@@ -98,19 +105,42 @@ class GroupedLedger:
         try:
             admissions = await self.run(self.ledger.write, [entry for entry, _ in settlements], begins)
         except Exception as error:  # noqa: BLE001 - each waiter raises it where its request is
-            for future in [*waiting, *(future for _, future in settlements)]:
-                if not future.done():
-                    future.set_exception(error)
+            _fail(waiting, error)
+            await self._settle_later(settlements, error)
             return
-        for _, future in settlements:
-            if not future.done():
-                future.set_result(None)
+        _succeed(settlements)
         for (plan, _), admission, future in zip(begins, admissions, waiting, strict=True):
             if not future.done():
                 future.set_result(admission)
             elif admission.attempt_id is not None:
                 self._give_back(admission.attempt_id, plan)
 
+    async def _settle_later(self, settlements: list[tuple[Settlement, asyncio.Future[None]]], error: Exception) -> None:
+        """Try again to write what was paid for."""
+        deadline = asyncio.get_running_loop().time() + RETRY_SECONDS
+        while settlements and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+            try:
+                await self.run(self.ledger.write, [entry for entry, _ in settlements], [])
+            except Exception as again:  # noqa: BLE001 - the last one is raised
+                error = again
+            else:
+                _succeed(settlements)
+                return
+        _fail([future for _, future in settlements], error)
+
     def _give_back(self, attempt_id: int, plan: AttemptPlan) -> None:
         """Close an attempt whose sender was cancelled while it was begun."""
         self.post(Settlement(attempt_id, plan, "failed", error="cancelled before it was sent"))
+
+
+def _succeed(settlements: Iterable[tuple[Settlement, asyncio.Future[None]]]) -> None:
+    for _, future in settlements:
+        if not future.done():
+            future.set_result(None)
+
+
+def _fail(futures: Iterable[asyncio.Future[Any]], error: Exception) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)

@@ -12,9 +12,8 @@ from functools import lru_cache
 
 from sqlalchemy import Connection
 
-from potstill.home import potstill_home
 from potstill.ledger import batches, owners
-from potstill.ledger.database import Database
+from potstill.ledger.database import Database, default_url
 from potstill.ledger.entries import (
     NO_CAPS,
     AccountState,
@@ -36,7 +35,7 @@ IDS_AN_OWNER = 1 << 32
 class Ledger:
     """One database of attempts and answers; safe to use from several threads, processes and machines.
 
-    Errors: `UsageError` for an address that cannot be opened; SQLAlchemy's where the database fails later.
+    Errors: `UsageError` for an address that cannot be opened; `LedgerError` where the database fails later.
     """
 
     def __init__(self, url: str | None = None) -> None:
@@ -110,6 +109,24 @@ class Ledger:
         with self._database.reading() as connection:
             return batches.known_ids(connection)
 
+    def adopt_batch(self, token: str, batch_id: str) -> None:
+        """Store the id of a batch that has just been created, and see to it that its requests count.
+
+        Whoever took its owner for dead may have closed it as never handed in: then they are `unknown` until collected.
+        """
+        with self._writing() as connection:
+            if rows := batches.closed_too_early(connection, token):
+                self._writer.reopen_as_unknown(connection, rows)
+            batches.update_batch(connection, token, status="running", batch_id=batch_id)
+
+    def is_claimed(self, key: str) -> bool:
+        """Whether somebody asks for this key right now."""
+        return self._reader.is_claimed(key)
+
+    def batches_holding(self, keys: Iterable[str]) -> set[str]:
+        """The tokens of the batches that hold a request for one of these keys."""
+        return self._reader.batches_holding(keys)
+
     def in_batch(self, token: str) -> list[batches.BatchedAttempt]:
         """The requests of a batch that no result has closed."""
         with self._database.reading() as connection:
@@ -181,8 +198,8 @@ class Ledger:
 
 
 def open_ledger() -> Ledger:
-    """The ledger of `POTSTILL_HOME`, one object a process: what a task of a flow has begun, its retry goes on with."""
-    return _opened(f"sqlite:///{potstill_home() / 'ledger.db'}")
+    """The ledger of `default_url`, one object a process: what a task of a flow has begun, its retry goes on with."""
+    return _opened(default_url())
 
 
 @lru_cache(maxsize=4)

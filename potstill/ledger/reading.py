@@ -27,6 +27,8 @@ class Reader:
         self._attempts = (
             select(attempts).where(among(attempts.c.answer_key)).order_by(attempts.c.started_at, attempts.c.id)
         )
+        is_batched = (attempts.c.status == "in_flight") & attempts.c.batch.is_not(None) & among(attempts.c.answer_key)
+        self._holding = select(attempts.c.batch).where(is_batched).distinct()
         is_refused = (attempts.c.status == "refused") & among(attempts.c.answer_key)
         self._refused = select(attempts.c.answer_key).where(is_refused)
 
@@ -51,6 +53,20 @@ class Reader:
                     refused |= set(connection.scalars(self._refused, parameter))
                 missing |= lacking
         return Standing(missing - refused, refused)
+
+    def is_claimed(self, key: str) -> bool:
+        """Whether a request for this key is in flight."""
+        query = select(attempts.c.id).where(attempts.c.answer_key == key, attempts.c.status == "in_flight").limit(1)
+        with self._database.reading() as connection:
+            return connection.scalar(query) is not None
+
+    def batches_holding(self, keys: Iterable[str]) -> set[str]:
+        """The tokens of the batches that hold a request in flight for one of these keys."""
+        found: set[str] = set()
+        with self._database.reading() as connection:
+            for chunk in chunks(keys):
+                found |= set(connection.scalars(self._holding, self._database.keys_parameter(chunk)))
+        return found
 
     def costs(self, keys: Iterable[str]) -> dict[str, KeyCost]:
         """What each of these keys has cost in all its attempts, whichever run made them."""

@@ -114,12 +114,19 @@ class Writer:
 
     def close_as_unknown(self, connection: Connection, rows: Iterable[Any], error: str) -> int:
         """Close rows (id, run, month, bound_pico) of attempts in flight whose end nobody will tell; returns how many."""
+        return self._make_unknown(connection, rows, error, reserved=True)
+
+    def reopen_as_unknown(self, connection: Connection, rows: Iterable[Any]) -> None:
+        """Count rows (id, run, month, bound_pico) at their bound that were closed as not billed."""
+        self._make_unknown(connection, rows, "closed before its batch was created", reserved=False)
+
+    def _make_unknown(self, connection: Connection, rows: Iterable[Any], error: str, *, reserved: bool) -> int:
         changes: Changes = defaultdict(lambda: [0, 0])
         ids: list[int] = []
         for row in rows:
             ids.append(row.id)
             for account in filter(None, (row.run, row.month)):
-                changes[account][0] -= row.bound_pico
+                changes[account][0] -= row.bound_pico if reserved else 0
                 changes[account][1] += row.bound_pico
         if ids:
             closing = update(attempts).where(attempts.c.id == bindparam("attempt"))

@@ -1,7 +1,6 @@
 """The one client of chat-completion endpoints: teacher, student and judge are all asked through it."""
 
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode, urlsplit
@@ -9,6 +8,7 @@ from urllib.parse import urlencode, urlsplit
 import aiohttp
 import orjson
 
+from potstill.llm.causes import causes, is_unknown_host
 from potstill.llm.echoes import KeyMask
 from potstill.llm.keys import LoadBlock, key_variable, provider_key
 from potstill.llm.messages import ChatRequest, Reply
@@ -88,6 +88,7 @@ class ChatClient:
         self._timeout_seconds = timeout_seconds
         self._concurrency = concurrency
         self._http: aiohttp.ClientSession | None = None
+        self._has_answered = False
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
@@ -120,6 +121,7 @@ class ChatClient:
                 content = await _read_whole(response)
         except (aiohttp.ClientError, OSError, UnicodeError) as error:
             return self._unsent(error) or self._lost(error)
+        self._has_answered = True
         return self._read(response.status, content, response.headers)
 
     @property
@@ -148,7 +150,7 @@ class ChatClient:
 
     def _lost(self, error: BaseException) -> Attempt:
         """The attempt of a request that left, and whose answer did not come whole."""
-        is_late = any(isinstance(cause, TimeoutError) for cause in _causes(error))
+        is_late = any(isinstance(cause, TimeoutError) for cause in causes(error))
         message = (
             f"no answer within {self._timeout_seconds:g} s" if is_late else f"connection lost: {self._describe(error)}"
         )
@@ -156,7 +158,8 @@ class ChatClient:
 
     def _unsent(self, error: BaseException) -> Attempt | None:
         """The attempt of a request that never left this machine; None where it may have."""
-        if any(isinstance(cause, (socket.gaierror, UnicodeError, aiohttp.InvalidURL)) for cause in _causes(error)):
+        is_no_host = any(isinstance(cause, (UnicodeError, aiohttp.InvalidURL)) for cause in causes(error))
+        if is_no_host or is_unknown_host(error, was_known=self._has_answered):
             host = urlsplit(self.base_url).hostname
             return Attempt(
                 Failure("run", f"no host named {host}: check base_url and the network"), None, may_be_billed=False
@@ -195,10 +198,3 @@ def _trust() -> Any:
     import httpx
 
     return httpx.create_ssl_context()
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        yield from (inner for inner in (getattr(error, "os_error", None),) if inner is not None)
-        error = error.__cause__ or error.__context__

@@ -122,7 +122,7 @@ class Asker:
             tally.add(step)
             on_step(step)
 
-        while (answer := await wanted.draw()) is not None:
+        while (answer := await self._draw(wanted)) is not None:
             try:
                 tally.counts[await self._ask(answer, tell)] += 1
             except RefusedError as error:
@@ -134,6 +134,11 @@ class Asker:
             except UnansweredError as error:
                 tally.last_error = str(error)
                 tally.counts["unanswered"] += 1
+
+    async def _draw(self, wanted: "_Missing | _Listed") -> PlannedAnswer | None:
+        """The next answer that is wanted. A ledger that cannot be read stops all, not one worker."""
+        with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+            return await wanted.draw()
 
     async def _ask(self, answer: PlannedAnswer, on_step: OnStep) -> str:
         if not self._is_reached:
@@ -178,10 +183,11 @@ class Asker:
                 sent = await self._sender.send(answer, on_step)
             if sent != "claimed":
                 return sent
-            await self._stop.sleep(look_seconds)
-            look_seconds = min(look_seconds * 1.5, LONGEST_LOOK_SECONDS)
-            if look_seconds > SLOW_LOOK_SECONDS:
-                await self._ledger.run(self._ledger.ledger.close_orphans)
+            while await self._ledger.is_claimed(answer.key):  # which takes no turn of the pace
+                await self._stop.sleep(look_seconds)
+                look_seconds = min(look_seconds * 1.5, LONGEST_LOOK_SECONDS)
+                if look_seconds > SLOW_LOOK_SECONDS:
+                    await self._ledger.run(self._ledger.ledger.close_orphans)
 
     def _stop_refusing(self, said: str) -> None:
         refusal = f"{self._address} refuses every prompt: {said}. Check key, model and base_url"

@@ -1,19 +1,21 @@
 """What a run says when its budget is used up."""
 
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 
 from potstill.ledger import AttemptPlan, Caps, Ledger
 from potstill.ledger.spend import add_up
 from potstill.teacher.plan import TeachPlan
 
+PRECISION = Decimal("0.0001")
+
 
 def describe_cap(plan: TeachPlan, ledger: Ledger, attempt: AttemptPlan, caps: Caps) -> str:
     """Which cap does not admit an attempt, how far the run came, and what the rest would cost."""
     name, account, cap = "run_usd", attempt.run, caps.run_usd
-    if cap is None or _fits(ledger, account, cap, attempt.bound_usd):
-        assert attempt.month is not None
-        assert caps.month_usd is not None
+    is_month = cap is None or _fits(ledger, account, cap, attempt.bound_usd)
+    if is_month and attempt.month is not None and caps.month_usd is not None:
         name, account, cap = "month_usd", attempt.month, caps.month_usd
+    assert cap is not None
     committed = ledger.account(account).committed_usd
     return (
         f"budget {name} {usd(cap)} USD reached: {usd(committed)} USD are spent or reserved and the next request may cost "
@@ -23,13 +25,14 @@ def describe_cap(plan: TeachPlan, ledger: Ledger, attempt: AttemptPlan, caps: Ca
 
 
 def describe_rest(plan: TeachPlan, ledger: Ledger) -> str:
-    """How many answers of a plan its run has got, and what the others may cost, judged by those."""
+    """How many answers of a plan are missing, and what they may cost, judged by those that its run has got."""
     spent = add_up(ledger.spend(plan.run))
+    missing = sum(len(ledger.look_up(answer.key for answer in chunk).missing) for chunk in plan.chunks())
+    said = f"{missing:,} of {plan.num_answers:,} answers are missing"
     if not spent.answered:
-        return ""
-    missing = max(plan.num_answers - spent.answered, 0)
+        return f"{said}. "
     rest = spent.estimate_usd / spent.answered * missing
-    return f"{spent.answered:,} of {plan.num_answers:,} answered in this run; the rest may cost about {rest:.2f} USD. "
+    return f"{said}; the rest may cost about {rest.quantize(PRECISION, ROUND_UP):f} USD. "
 
 
 def usd(amount: Decimal) -> str:

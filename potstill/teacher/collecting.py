@@ -9,7 +9,7 @@ from potstill.ledger.batches import BatchedAttempt, BatchRow
 from potstill.llm.batches.base import BatchResult, BatchState, custom_id
 from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
-from potstill.teacher.outcome import Step
+from potstill.teacher.outcome import Step, status_of
 
 GROUP = 500
 """So many results are settled together."""
@@ -92,19 +92,9 @@ def _settlement(attempt: BatchedAttempt, result: BatchResult) -> Settlement:
     is_reply = isinstance(outcome, Reply)
     return Settlement(
         *attempt,
-        status=_status(result),
+        status=status_of(result.outcome, may_be_billed=result.may_be_billed),
         reply=outcome if is_reply else None,
         usage=outcome.usage,
         http_status=result.http_status,
         error=None if is_reply else outcome.message,
     )
-
-
-def _status(result: BatchResult) -> Status:
-    if isinstance(result.outcome, Reply):
-        return "answered"
-    if result.may_be_billed:
-        return "unknown"
-    if result.outcome.usage is not None:
-        return "unusable"
-    return "refused" if result.outcome.cause == "request" else "failed"

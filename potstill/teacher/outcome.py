@@ -5,6 +5,9 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from potstill.errors import PermanentTeacherError
+from potstill.ledger import Status
+from potstill.llm.messages import Reply
+from potstill.llm.providers.base import Failure
 from potstill.records import Row
 
 
@@ -17,6 +20,17 @@ class RefusedError(PermanentTeacherError):
 
 class EarlyRefusalError(RefusedError):
     is_early = True
+
+
+def status_of(outcome: Reply | Failure, *, may_be_billed: bool) -> Status:
+    """What the ledger calls an attempt that came to this."""
+    if isinstance(outcome, Reply):
+        return "answered"
+    if may_be_billed:
+        return "unknown"
+    if outcome.usage is not None:
+        return "unusable"
+    return "refused" if outcome.cause == "request" else "failed"
 
 
 class BatchReport(Row):

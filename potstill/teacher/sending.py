@@ -14,7 +14,7 @@ from potstill.llm.messages import ChatRequest, Reply, shared_prefix
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
-from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step
+from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.stopping import Stop
 
@@ -143,7 +143,8 @@ class Sender:
                 if admission.why_not != "no_room":
                     return admission
                 if admission.in_flight == 0:
-                    await self._ledger.run(self._stop_at_the_cap, plan)
+                    said = await self._ledger.run(describe_cap, self._plan, self._ledger.ledger, plan, self._caps)
+                    self._stop.because(BudgetReachedError(said))
                 elif not await self._has_settled(settled):
                     await self._ledger.run(self._ledger.ledger.close_orphans)  # nor can the dead make room
 
@@ -155,9 +156,6 @@ class Sender:
         except TimeoutError:
             return False
         return True
-
-    def _stop_at_the_cap(self, plan: AttemptPlan) -> None:
-        self._stop.because(BudgetReachedError(describe_cap(self._plan, self._ledger.ledger, plan, self._caps)))
 
     async def _not_sent(self, admission: Admission, answer: PlannedAnswer) -> Sent:
         if admission.why_not == "refused":
@@ -174,13 +172,18 @@ class Sender:
         return Settlement(
             attempt_id,
             plan,
-            _status(attempt) if self.has_replied else _early_status(attempt),
+            self._status(attempt),
             reply=outcome if is_reply else None,
             usage=outcome.usage,
             http_status=attempt.http_status,
             error=None if is_reply else outcome.message,
             seconds=seconds,
         )
+
+    def _status(self, attempt: Attempt) -> Status:
+        """Before an endpoint has answered anything, a refusal may be its own fault: it counts when it is repeated."""
+        status = status_of(attempt.outcome, may_be_billed=attempt.may_be_billed)
+        return "failed" if status == "refused" and not self.has_replied else status
 
     def _judge(self, attempt: Attempt) -> None:
         """Raise what the outcome means for this request, for the run, or for the pace."""
@@ -206,19 +209,3 @@ class Sender:
         self._stop.check()
         is_refused = failure.cause == "rate_limit"
         raise UnansweredError(failure.message, failure.retry_after_seconds, is_rate_limited=is_refused)
-
-
-def _status(attempt: Attempt) -> Status:
-    if isinstance(attempt.outcome, Reply):
-        return "answered"
-    if attempt.may_be_billed:
-        return "unknown"
-    if attempt.outcome.usage is not None:
-        return "unusable"
-    return "refused" if attempt.outcome.cause == "request" else "failed"
-
-
-def _early_status(attempt: Attempt) -> Status:
-    """Before an endpoint has answered anything, a refusal may be its own fault: it counts when it is repeated."""
-    status = _status(attempt)
-    return "failed" if status == "refused" else status

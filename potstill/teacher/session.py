@@ -77,16 +77,20 @@ class TeacherSession:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._submit(self._begin()).result()
+        try:
+            self._submit(self._begin()).result()
+        except BaseException:
+            self._stop_loop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._submit(self._end()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._submit(self._end()).result()
+        finally:
+            self._stop_loop()
 
     def answer(
         self,
@@ -178,6 +182,11 @@ class TeacherSession:
             await asyncio.sleep(RENEW_SECONDS)
             with suppress(Exception):
                 await self._ledger.run(self._ledger.ledger.renew_lease)
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -54,10 +54,9 @@ def caps_of(recipe: Recipe) -> Caps:
 def stop_sessions() -> None:
     """Cancel what is being asked, and let no further batch of this process begin: it is being interrupted."""
     _stopped.set()
-    with _lock:
-        sessions = [shared.session for shared in _open.values()]
-    for session in sessions:
-        session.cancel()
+    with _lock:  # none is closed meanwhile
+        for shared in _open.values():
+            shared.session.cancel()
 
 
 @contextmanager

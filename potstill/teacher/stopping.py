@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from potstill.errors import PotstillError
+from potstill.errors import LedgerError, PotstillError
 
 
 class Stop:
@@ -36,6 +36,9 @@ class Stop:
         """Whoever cannot write down what is spent must not go on spending."""
         try:
             yield
+        except LedgerError as error:
+            self.because(error)
+            raise
         except Exception as error:
             said = str(error).partition("\n")[0]
             failure = PotstillError(f"ledger {url} cannot be written: {said}. Run the same again once it can")

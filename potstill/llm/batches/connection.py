@@ -1,7 +1,6 @@
 """One HTTP connection to a batch endpoint: each call once, what a lost answer means, and where the key may go."""
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import orjson
 
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, PotstillError, TransientTeacherError
 from potstill.llm.batches.spool import Spool
+from potstill.llm.causes import causes, is_unknown_host
 from potstill.llm.echoes import KeyMask
 from potstill.llm.providers.base import Failure, Provider
 from potstill.llm.retrying import UnansweredError
@@ -45,6 +45,7 @@ class Connection:
         self._timeout_seconds = timeout_seconds
         self._mask = mask
         self._http: httpx.AsyncClient | None = None
+        self._has_answered = False
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -79,6 +80,7 @@ class Connection:
         with self._losing_answers():
             async with asyncio.timeout(seconds):
                 response = await self._client.request(method, self._address(path), params=params, **body)
+        self._has_answered = True
         self._check(response)
         try:
             return read(self._mask.read_json(response.content))
@@ -122,9 +124,9 @@ class Connection:
         except PotstillError:  # some are OSErrors too, and say all there is to say
             raise
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-            if any(isinstance(cause, socket.gaierror) for cause in _causes(error)):
+            if is_unknown_host(error, was_known=self._has_answered):
                 raise PermanentTeacherError(f"no host named {self._base_url.host}: check base_url") from None
-            if any(isinstance(cause, TimeoutError) for cause in _causes(error)):
+            if any(isinstance(cause, TimeoutError) for cause in causes(error)):
                 raise LostAnswerError(f"{self._base_url}: no answer in time") from None
             said = self._mask.clean_text(str(error))[:160] or type(error).__name__
             raise LostAnswerError(f"{self._base_url}: connection lost: {said}") from None
@@ -166,11 +168,3 @@ def _body(json: Any, spool: Spool | None, form: Mapping[str, str] | None) -> dic
 async def _asynchronous(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     for chunk in chunks:
         yield chunk
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        if (inner := getattr(error, "os_error", None)) is not None:
-            yield inner
-        error = error.__cause__ or error.__context__

@@ -25,7 +25,7 @@ _CONTEXT = re.compile(
 )
 _POLICY = re.compile(
     r"content_policy|content_filter|content policy|content management policy|content filtering|moderation_blocked"
-    r"|usage polic|invalid_prompt",
+    r"|usage polic|invalid_prompt|requires moderation|flagged",
     re.IGNORECASE,
 )
 
@@ -36,6 +36,11 @@ class Said(NamedTuple):
     message: str
     codes: frozenset[str]
     """Its code, its type and the code of its details."""
+
+    @property
+    def words(self) -> str:
+        """All of it as one text."""
+        return " ".join((self.message, *sorted(self.codes)))
 
 
 def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  # noqa: PLR0911 - one return a cause
@@ -49,6 +54,8 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
         return Failure("authorisation", f"{message}: the key is not accepted")
     if status == 402 or any(map(_BILLING.fullmatch, said.codes)) or _NO_CREDIT.search(said.message):
         return Failure("billing", f"{message}: the account has no credit left or has reached a limit of spending")
+    if status == 403 and _POLICY.search(said.words):  # OpenRouter refuses single prompts in this way
+        return Failure("request", message + _remedy(status, said))
     if status == 403:
         return Failure("authorisation", f"{message}: the account may not use this")
     if status in {404, 405}:
@@ -62,12 +69,11 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
 
 def _remedy(status: int, said: Said) -> str:
     """What a user may do about one refused prompt, where that is known."""
-    words = " ".join((said.message, *sorted(said.codes)))
-    if status == 413 or _CONTEXT.search(words):
+    if status == 413 or _CONTEXT.search(said.words):
         return (
             ": the prompt is longer than the model takes: shorten it, lower max_tokens or ask a model that takes more"
         )
-    if _POLICY.search(words):
+    if _POLICY.search(said.words):
         return ": the provider's content policy refuses this prompt: leave it out or ask another teacher"
     return ""
 

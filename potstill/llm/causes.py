@@ -1,0 +1,19 @@
+"""What lies behind a connection that failed."""
+
+import socket
+from collections.abc import Iterator
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it came from, the operating system's own included."""
+    while error is not None:
+        yield error
+        if (inner := getattr(error, "os_error", None)) is not None:
+            yield inner
+        error = error.__cause__ or error.__context__
+
+
+def is_unknown_host(error: BaseException, *, was_known: bool) -> bool:
+    """Whether a host has no address. Of one that has had one, only where the resolver says so for certain."""
+    found = [cause for cause in causes(error) if isinstance(cause, socket.gaierror)]
+    return any(not was_known or cause.errno != socket.EAI_AGAIN for cause in found)
