@@ -3,7 +3,7 @@
 from potstill.curation.curate import find_inputs
 from potstill.llm.keys import LoadBlock, check_block_host, provider_key
 from potstill.llm.pricing import find_rates
-from potstill.llm.providers import PROVIDERS
+from potstill.llm.providers import PROVIDERS, base_url_of
 from potstill.llm.terms import check_terms
 from potstill.recipe import Recipe
 from potstill.student.base import find_base
@@ -16,7 +16,7 @@ def check(recipe: Recipe, load_block: LoadBlock | None = None) -> None:
     """
     teacher = recipe.teacher
     provider = PROVIDERS[teacher.provider]
-    base_url = (teacher.base_url or provider.default_base_url or "").rstrip("/")
+    base_url = base_url_of(teacher)
     find_inputs(recipe.curation.inputs)
     find_base(recipe.student)
     check_terms(teacher)

@@ -3,7 +3,7 @@
 import sys
 
 from potstill.artifacts import open_store
-from potstill.cli.estimating import allowances, count_with_progress, curate_prompts, rates_of
+from potstill.cli.estimating import allowances, count_with_progress, curate_prompts
 from potstill.cli.teaching import ASK_ABOVE_USD
 from potstill.errors import UsageError
 from potstill.ledger import Ledger
@@ -11,6 +11,7 @@ from potstill.llm.pricing import Processing
 from potstill.recipe import Recipe, Teacher
 from potstill.report.page import format_usd
 from potstill.teacher.estimate import Cost, Missing, estimate_cost
+from potstill.teacher.plan import rates_of
 from potstill.teacher.sharing import plan_of
 from potstill.teacher.smoke import pick_rows, read_sample
 
@@ -27,7 +28,7 @@ def confirm_spending(recipe: Recipe) -> None:
     plan, ledger = plan_of(recipe, curate_prompts(recipe, store)), Ledger()
     missing = count_with_progress(plan, ledger)
     sample = read_sample(plan, ledger, pick_rows(len(plan.rows), SMOKE_PROMPTS))
-    rates = rates_of(plan, _dearest_mode(recipe.teacher))
+    rates = rates_of(recipe.teacher, _dearest_mode(recipe.teacher))
     cost = estimate_cost(sample.prompts, missing, rates, plan.teacher.max_tokens)
     left = min((row.left_usd for row in allowances(recipe, plan, ledger)), default=cost.bound_usd)
     ledger.close()

@@ -13,14 +13,13 @@ from potstill.errors import (
     TransientTeacherError,
 )
 from potstill.ledger import Ledger
-from potstill.llm.pricing import Processing, Rates, find_rates
-from potstill.llm.providers import PROVIDERS
+from potstill.llm.pricing import Processing, Rates
 from potstill.machine_time import MachineTime, expect_times
 from potstill.preflight import check
 from potstill.recipe import Recipe
 from potstill.teacher.estimate import Missing, estimate_cost, estimate_tokens
 from potstill.teacher.outcome import Step
-from potstill.teacher.plan import TeachPlan
+from potstill.teacher.plan import TeachPlan, rates_of
 from potstill.teacher.sharing import caps_of, plan_of
 from potstill.teacher.smoke import Sample, ask_smoke, count_missing, count_missing_of, pick_rows, read_sample
 from potstill.teacher.unfinished import has_open_batches
@@ -46,13 +45,6 @@ def curate_prompts(recipe: Recipe, store: ArtifactStore) -> ArtifactRef:
         )
     curation.check_splits(curation.read_summary(store.path(prompts)))
     return prompts
-
-
-def rates_of(plan: TeachPlan, processing: Processing) -> Rates:
-    """What the plan's teacher takes for single requests, or for those of a batch."""
-    teacher = plan.teacher
-    base_url = teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""
-    return find_rates(teacher.provider, teacher.model, base_url, teacher.price, processing)
 
 
 def count_with_progress(plan: TeachPlan, ledger: Ledger) -> Missing:
@@ -117,7 +109,7 @@ class _Estimating:
         """What is known by now; `rest` is what is missing of the rows outside the smoke."""
         missing = rest.plus(count_missing_of(self.plan, self.ledger, self.rows))
         sample = read_sample(self.plan, self.ledger, self.rows)
-        rates: dict[Processing, Rates] = {name: rates_of(self.plan, name) for name in ("online", "batch")}
+        rates: dict[Processing, Rates] = {name: rates_of(self.recipe.teacher, name) for name in ("online", "batch")}
         longest = self.plan.teacher.max_tokens
         summary = curation.read_summary(self.store.path(self.prompts))
         times = expect_times(self.recipe, self.prompts, summary, self.store)

@@ -12,7 +12,7 @@ from potstill.llm.causes import causes, is_unknown_host
 from potstill.llm.echoes import KeyMask
 from potstill.llm.keys import LoadBlock, key_variable, provider_key
 from potstill.llm.messages import ChatRequest, Reply
-from potstill.llm.providers import PROVIDERS
+from potstill.llm.providers import PROVIDERS, address_of
 from potstill.llm.providers.base import Failure, Limit, LimitName
 
 CONNECT_SECONDS = 10.0
@@ -70,7 +70,7 @@ class ChatClient:
         timeout_seconds: float = 120.0,
     ) -> None:
         self.provider = PROVIDERS[provider]
-        self.base_url = (base_url or self.provider.default_base_url or "").rstrip("/")
+        self.base_url = address_of(self.provider, base_url)
         key = provider_key(
             self.provider, self.base_url, variable=api_key_env, block=api_key_block, load_block=load_block
         )

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from potstill.errors import NotAuthorisedError
 from potstill.kinds import TermsKind
 from potstill.llm.keys import is_loopback
-from potstill.llm.providers import PROVIDERS
+from potstill.llm.providers import base_url_of
 from potstill.recipe import Teacher
 from potstill.records import TeacherTerms
 
@@ -31,7 +31,7 @@ TERMS = {
 
 def terms_of(teacher: Teacher) -> Terms:
     """The terms of the host that answers; a server on this machine is the user's own."""
-    base_url = _address(teacher)
+    base_url = base_url_of(teacher)
     if is_loopback(base_url):
         return Terms("allowed", "")
     host = urlsplit(base_url).hostname or ""
@@ -53,10 +53,6 @@ def check_terms(teacher: Teacher) -> None:
 def state_terms(teacher: Teacher) -> TeacherTerms:
     """The terms under which a teacher's answers are had, as the manifests of all that is made of them keep them."""
     terms = terms_of(teacher)
-    host = urlsplit(_address(teacher)).hostname or ""
+    host = urlsplit(base_url_of(teacher)).hostname or ""
     attested = (teacher.attest or "").strip() or None
     return TeacherTerms(teacher=teacher.model, host=host, kind=terms.kind, link=terms.link, attested=attested)
-
-
-def _address(teacher: Teacher) -> str:
-    return teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""

@@ -9,8 +9,10 @@ from potstill.ledger.batches import BatchedAttempt, BatchRow
 from potstill.llm.batches.base import BatchResult, BatchState, custom_id
 from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
+from potstill.llm.providers.base import Failure
 from potstill.teacher.outcome import Step, status_of
 
+NO_MORE = frozenset({"authorisation", "billing"})
 GROUP = 500
 """So many results are settled together."""
 
@@ -21,19 +23,22 @@ async def close_batch(
     """Settle what a batch that has ended brought; yields what each group of results adds to a run.
 
     A request without a result was not carried out. Where a line could not be read, it may be that request's, and its
-    cost is unknown.
+    cost is unknown. Errors: `NotAuthorisedError`, once all is settled, where key or account refuse what is asked.
     """
     waiting = {
         custom_id(row.token, it.plan.answer_key[:32]): _at_the_same_rates(it, rates)
         for it in ledger.in_batch(row.token)
     }
     unreadable = 0
+    stopped_by: Failure | None = None
     group: list[Settlement] = []
     async for result in results:
         attempt = waiting.pop(result.custom_id, None)
         if attempt is None:
             unreadable += not result.custom_id
             continue
+        if isinstance(result.outcome, Failure) and result.outcome.cause in NO_MORE:
+            stopped_by = result.outcome
         group.append(_settlement(attempt, result))
         if len(group) == GROUP:
             yield _settle(ledger, group, run)
@@ -42,6 +47,8 @@ async def close_batch(
     group += [Settlement(*attempt, status, error="the batch ended without a result") for attempt in waiting.values()]
     yield _settle(ledger, group, run)
     ledger.update_batch(row.token, "ended")
+    if stopped_by is not None:
+        raise NotAuthorisedError(f"{row.base_url}: {stopped_by.message}: mend that, then run the same again")
 
 
 def _at_the_same_rates(attempt: BatchedAttempt, rates: Rates) -> BatchedAttempt:
@@ -52,7 +59,13 @@ def _at_the_same_rates(attempt: BatchedAttempt, rates: Rates) -> BatchedAttempt:
 
 def close_unsubmitted(ledger: Ledger, row: BatchRow) -> None:
     """Close a batch that the provider does not have."""
-    _close_all(ledger, row, "the batch never reached the provider")
+    close_token(ledger, row.token, "the batch never reached the provider")
+
+
+def close_lost(ledger: Ledger, row: BatchRow, error: str) -> None:
+    """Close a batch that the provider has had and knows no more: nobody can say what it cost."""
+    ledger.write([Settlement(*attempt, "unknown", error=error) for attempt in ledger.in_batch(row.token)], [])
+    ledger.update_batch(row.token, "ended")
 
 
 def close_rejected(ledger: Ledger, row: BatchRow, state: BatchState, at_fault: Collection[str]) -> None:
@@ -62,28 +75,30 @@ def close_rejected(ledger: Ledger, row: BatchRow, state: BatchState, at_fault: C
     """
     rejection = state.rejection
     assert rejection is not None
-    _close_all(ledger, row, rejection.message, at_fault)
+    close_token(ledger, row.token, rejection.message, at_fault)
     if at_fault or rejection.cause in {"rate_limit", "transient"}:
         return
     said = f"{row.base_url}: {rejection.message}"
     raise (NotAuthorisedError if rejection.cause in {"authorisation", "billing"} else PermanentTeacherError)(said)
 
 
-def _close_all(ledger: Ledger, row: BatchRow, error: str, at_fault: Collection[str] = ()) -> None:
+def close_token(ledger: Ledger, token: str, error: str, at_fault: Collection[str] = ()) -> None:
+    """Close a batch that was not carried out. The answer keys at fault are refused for good."""
     closed = [
         Settlement(*attempt, "refused" if attempt.plan.answer_key in at_fault else "failed", error=error)
-        for attempt in ledger.in_batch(row.token)
+        for attempt in ledger.in_batch(token)
     ]
     ledger.write(closed, [])
-    ledger.update_batch(row.token, "ended")
+    ledger.update_batch(token, "ended")
 
 
 def _settle(ledger: Ledger, group: list[Settlement], run: str) -> Step:
     ledger.write(group, [])
+    mine = [settlement for settlement in group if settlement.plan.run == run]
     return Step(
-        attempts=len(group),
-        answered=sum(settlement.status == "answered" and settlement.plan.run == run for settlement in group),
-        cost_usd=sum((settlement.cost_usd for settlement in group), Decimal(0)),
+        attempts=len(mine),
+        answered=sum(settlement.status == "answered" for settlement in mine),
+        cost_usd=sum((settlement.cost_usd for settlement in mine), Decimal(0)),
     )
 
 

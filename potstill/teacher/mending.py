@@ -27,6 +27,12 @@ def with_retries(plan: TeachPlan, ledger: Ledger, chunk: Sequence[PlannedAnswer]
     return [answer for answers, _ in _chains(plan, ledger, chunk) for answer in answers]
 
 
+def in_order(plan: TeachPlan, ledger: Ledger) -> Iterator[list[PlannedAnswer]]:
+    """All that a plan wants, further samples in place of bad ones included, in lists that fit into memory."""
+    for chunk in plan.chunks():
+        yield [*chunk, *retries_wanted(plan, ledger, chunk)]
+
+
 def _chains(
     plan: TeachPlan, ledger: Ledger, chunk: Sequence[PlannedAnswer]
 ) -> list[tuple[list[PlannedAnswer], PlannedAnswer | None]]:

@@ -10,8 +10,8 @@ import orjson
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
 from potstill.llm.messages import ChatRequest, schema_format, with_instructions
-from potstill.llm.pricing import Rates, find_rates
-from potstill.llm.providers import PROVIDERS
+from potstill.llm.pricing import Processing, Rates, find_rates
+from potstill.llm.providers import PROVIDERS, base_url_of
 from potstill.recipe import Task, Teacher
 from potstill.records import Message, Prompt
 from potstill.teacher import quality
@@ -94,8 +94,12 @@ class TeachPlan(NamedTuple):
 
 def make_plan(rows: Rows, teacher: Teacher, task: Task | None, recipe: str | None = None) -> TeachPlan:
     """Plan the answers to these prompts. Errors: `UnknownPriceError` before anything is asked."""
-    base_url = teacher.base_url or PROVIDERS[teacher.provider].default_base_url or ""
-    return TeachPlan(teacher, task, rows, find_rates(teacher.provider, teacher.model, base_url, teacher.price), recipe)
+    return TeachPlan(teacher, task, rows, rates_of(teacher), recipe)
+
+
+def rates_of(teacher: Teacher, processing: Processing = "online") -> Rates:
+    """What a teacher takes for single requests, or for those of a batch. Errors: as `find_rates`."""
+    return find_rates(teacher.provider, teacher.model, base_url_of(teacher), teacher.price, processing)
 
 
 def split_batches(plan: TeachPlan) -> list[range]:

@@ -18,12 +18,12 @@ from potstill.ledger.owners import RENEW_SECONDS
 from potstill.llm.batches import open_batches
 from potstill.llm.client import ChatClient
 from potstill.llm.keys import LoadBlock
-from potstill.llm.pricing import find_rates
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
 from potstill.teacher.batching import BatchAsker
 from potstill.teacher.outcome import BatchReport, Step, Tally
-from potstill.teacher.plan import TeachPlan
+from potstill.teacher.plan import TeachPlan, rates_of
+from potstill.teacher.unfinished import has_open_batches
 
 T = TypeVar("T")
 
@@ -116,9 +116,8 @@ class TeacherSession:
         return self._wait_for(self._batched(on_step or (lambda _: None), say or (lambda _: None)))
 
     def collect_batches(self, say: Callable[[str], None] | None = None) -> None:
-        """Wait for the batches that are at the endpoint still: what they hold is nobody's to ask."""
-        address = self._client.provider.name, self._client.base_url
-        if self._ledger.ledger.open_batches(*address):
+        """Wait for the batches at the endpoint that hold answers of this plan: they are nobody's to ask."""
+        if has_open_batches(self._plan, self._ledger.ledger):
             self._wait_for(self._batched(lambda _: None, say or (lambda _: None), only_collect=True))
 
     def cancel(self) -> None:
@@ -139,7 +138,7 @@ class TeacherSession:
         self, on_step: Callable[[Step], None], say: Callable[[str], None], *, only_collect: bool = False
     ) -> BatchReport:
         teacher = self._plan.teacher
-        rates = find_rates(teacher.provider, teacher.model, self._client.base_url, teacher.price, "batch")
+        rates = rates_of(teacher, "batch")
         self._waiting = asyncio.current_task()
         async with open_batches(
             teacher.provider,

@@ -1,8 +1,8 @@
 """What of a plan is still to be done."""
 
 from potstill.ledger import Ledger
-from potstill.llm.providers import PROVIDERS
-from potstill.teacher.mending import retries_wanted
+from potstill.llm.providers import base_url_of
+from potstill.teacher.mending import in_order, retries_wanted
 from potstill.teacher.plan import TeachPlan, split_batches
 
 
@@ -23,7 +23,7 @@ def _is_open(plan: TeachPlan, ledger: Ledger, batch: range) -> bool:
 
 
 def has_open_batches(plan: TeachPlan, ledger: Ledger) -> bool:
-    """Whether the provider works at a batch of this ledger's, which may hold some of these answers."""
-    provider = PROVIDERS[plan.teacher.provider]
-    base_url = (plan.teacher.base_url or provider.default_base_url or "").rstrip("/")
-    return bool(ledger.open_batches(provider.name, base_url))
+    """Whether the provider works at a batch that holds some of these answers."""
+    if not ledger.open_batches(plan.teacher.provider, base_url_of(plan.teacher)):
+        return False
+    return any(ledger.batches_holding(answer.key for answer in chunk) for chunk in in_order(plan, ledger))

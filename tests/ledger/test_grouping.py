@@ -101,3 +101,32 @@ async def test_a_settlement_is_written_though_its_waiter_is_cancelled(ledger: Co
     await asyncio.gather(task, return_exceptions=True)
     await grouped.close()
     assert ledger.find_answers(["k"])
+
+
+async def test_what_was_paid_for_is_kept_though_the_database_fails_for_a_moment(
+    ledger: CountedLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_PAUSE_SECONDS", 0.02)
+    grouped = GroupedLedger(ledger)
+    admission = await grouped.begin(plan("k"), NO_CAPS)
+    ledger.is_broken = True
+    settling = asyncio.create_task(grouped.settle(answered(admission.attempt_id or 0, "k")))
+    beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
+    with pytest.raises(OSError, match="disk full"):
+        await beginning
+    assert not settling.done()
+    ledger.is_broken = False
+    await settling
+    assert ledger.find_answers(["k"])
+    await grouped.close()
+
+
+async def test_a_database_that_stays_away_is_told(ledger: CountedLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_SECONDS", 0.1)
+    grouped = GroupedLedger(ledger)
+    admission = await grouped.begin(plan("k"), NO_CAPS)
+    ledger.is_broken = True
+    with pytest.raises(OSError, match="disk full"):
+        await grouped.settle(answered(admission.attempt_id or 0, "k"))
+    await grouped.close()

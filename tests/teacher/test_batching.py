@@ -1,6 +1,6 @@
 """Batch mode against a server that speaks both providers' protocols: what is submitted, lost, resumed and paid."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 
 from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError
-from potstill.ledger import Caps, Ledger
+from potstill.ledger import AttemptPlan, Caps, Ledger, Settlement
 from potstill.ledger.entries import NO_CAPS
 from potstill.ledger.spend import add_up
+from potstill.llm.batches.base import BatchResult, custom_id
+from potstill.llm.messages import Reply
+from potstill.llm.pricing import Rates
 from potstill.llm.retrying import RetryPolicy
+from potstill.records import Usage
+from potstill.teacher.collecting import close_batch, close_token
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.batch_teacher import BAD_LINE, DROP_AFTER, EMPTY, BatchTeacher, cut, error, refuse
 from tests.fake_teacher import PRICE, make_teacher, numbered_rows, row
 
+RATES = Rates(Decimal("2.5"), Decimal("1.25"), Decimal(10), "given")
 QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 
 
@@ -128,7 +134,7 @@ def test_a_batch_whose_id_was_never_stored_is_found_again(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dying(Ledger):
-        def update_batch(self, token: str, status: Any, batch_id: str | None = None) -> None:
+        def adopt_batch(self, token: str, batch_id: str) -> None:
             raise Died
 
     plan = planned()
@@ -155,11 +161,108 @@ def test_a_batch_that_never_reached_the_provider_is_handed_in_again(
     plan, ledger = planned(), Ledger(url)
     with pytest.raises(NotAuthorisedError):
         ask(plan, ledger)
-    assert ledger.account(plan.run).reserved_usd > 0
+    assert ledger.account(plan.run).committed_usd == 0
     ask(plan, ledger)
     assert answers(plan, ledger) == right(*range(12))
     assert len(teacher.batches) == 1
     assert ledger.account(plan.run).reserved_usd == 0
+
+
+def test_a_list_that_lags_behind_hides_no_batch(
+    planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(Ledger):
+        def adopt_batch(self, token: str, batch_id: str) -> None:
+            raise Died
+
+    plan = planned()
+    with pytest.raises(Died):
+        ask(plan, Dying(url))
+    monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
+    teacher.late_lists = 2
+    ask(plan, Ledger(url))
+    assert answers(plan, Ledger(url)) == right(*range(12))
+    assert len(teacher.batches) == 1
+
+
+def test_a_batch_that_the_provider_has_forgotten_counts_at_its_bound_and_is_asked_again(
+    planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(said: str) -> None:
+        if "the provider says" in said:
+            raise Died
+
+    monkeypatch.setattr("potstill.teacher.watching.PATIENCE_SECONDS", 0.05)
+    teacher.polls = 3
+    plan = planned()
+    with pytest.raises(Died):
+        ask(plan, Ledger(url), say=die)
+    monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
+    teacher.batches.clear()
+    ledger, said = Ledger(url), []
+    ask(plan, ledger, say=said.append)
+    assert any("counts at its upper bound" in line for line in said)
+    assert answers(plan, ledger) == right(*range(12))
+    spent = add_up(ledger.spend(plan.run))
+    assert (spent.unknown, spent.in_flight) == (12, 0)
+
+
+def test_nobody_waits_for_a_batch_that_holds_nothing_of_theirs(
+    planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher
+) -> None:
+    def die(said: str) -> None:
+        if "the provider says" in said:
+            raise Died
+
+    teacher.polls = 10**6
+    with pytest.raises(Died):
+        ask(planned(3), Ledger(url), say=die)
+    teacher.polls = 0
+    other = make_plan(ListedRows(numbered_rows(3, first=100)), planned(3).teacher, None)
+    with TeacherSession(other, Ledger(url), NO_CAPS, QUICK) as session:
+        session.collect_batches()
+        assert session.answer_in_batches().answered == 3
+
+
+def test_a_key_that_a_batch_refuses_ends_the_run_once_what_was_answered_is_kept(
+    planned: Callable[..., TeachPlan], ledger: Ledger, teacher: BatchTeacher
+) -> None:
+    teacher.outcomes = {"#0002": error(403, "permission_error")}
+    plan = planned()
+    with pytest.raises(NotAuthorisedError, match="403"):
+        ask(plan, ledger)
+    assert answers(plan, ledger) == right(*(number for number in range(12) if number != 2))
+    assert len(teacher.batches) == 1
+
+
+async def test_tiers_of_a_price_hold_in_a_batch(ledger: Ledger) -> None:
+    rates = Rates(Decimal(5), Decimal(5), Decimal(9), "list", tiered=lambda usage: Decimal("0.5"))
+    begun = AttemptPlan("k" * 64, "p", "run", "teach", "openai", "m", Decimal(1), rates)
+    token = "token123"
+    ledger.begin_batch(token, "openai", "http://127.0.0.1:9/v1", "run", [(begun, NO_CAPS)])
+    usage = Usage(input=10, output=10)
+    reply = Reply({"role": "assistant", "content": "yes"}, "yes", "stop", usage)
+
+    async def results() -> AsyncIterator[BatchResult]:
+        yield BatchResult(custom_id(token, "k" * 32), reply, 200, may_be_billed=False)
+
+    (batch,) = ledger.open_batches("openai", "http://127.0.0.1:9/v1")
+    steps = [step async for step in close_batch(ledger, batch, results(), "run", rates)]
+    assert sum(step.cost_usd for step in steps) == Decimal("0.5") == ledger.account("run").committed_usd
+
+
+def test_a_batch_that_was_closed_too_early_counts_again_once_it_is_there(ledger: Ledger) -> None:
+    begun = AttemptPlan("k", "p", "run", "teach", "openai", "m", Decimal(1), RATES)
+    address = "http://127.0.0.1:9/v1"
+    ledger.begin_batch("token123", "openai", address, "run", [(begun, NO_CAPS)])
+    close_token(ledger, "token123", "its owner seemed dead")
+    assert ledger.account("run").committed_usd == 0
+    ledger.adopt_batch("token123", "batch_1")
+    assert ledger.account("run").committed_usd == 1, "it may be billed after all"
+    (attempt,) = ledger.in_batch("token123")
+    ledger.settle(Settlement(*attempt, "answered", None, Usage(input=1000), 200))
+    assert ledger.account("run").committed_usd == RATES.cost(Usage(input=1000))
+    assert [row.batch_id for row in ledger.open_batches("openai", address)] == ["batch_1"]
 
 
 def test_a_creation_whose_answer_is_lost_and_a_cut_download_cost_nothing(

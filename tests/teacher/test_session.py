@@ -224,6 +224,7 @@ def test_a_ledger_that_cannot_be_written_stops_the_spending(
     url: str, budget: Decimal | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FullLedger, "settled", 0)
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_SECONDS", 0.6)
     with FakeTeacher(latency=0.02) as teacher, ThreadPoolExecutor(1) as pool:
         plan = planned(teacher, 100, concurrency=4)
         with (

@@ -12,7 +12,7 @@ from potstill.llm.batches.connection import Connection
 from potstill.llm.batches.openai import OpenAIBatches
 from potstill.llm.echoes import KeyMask
 from potstill.llm.keys import LoadBlock, provider_key
-from potstill.llm.providers import PROVIDERS
+from potstill.llm.providers import PROVIDERS, address_of
 from potstill.llm.retrying import RetryPolicy
 
 PROTOCOLS: dict[str, Callable[[Calls], BatchProtocol]] = {
@@ -45,7 +45,7 @@ async def open_batches(
     if provider not in PROTOCOLS:
         raise UsageError(f"provider {provider!r} has no batches: known are {', '.join(PROTOCOLS)}")
     known = PROVIDERS[provider]
-    address = (base_url or known.default_base_url or "").rstrip("/")
+    address = address_of(known, base_url)
     key = provider_key(known, address, variable=api_key_env, block=api_key_block, load_block=load_block)
     more = {name.lower(): value for name, value in (headers or {}).items()}
     every = {"user-agent": "potstill", **more, **known.headers(key, address)}

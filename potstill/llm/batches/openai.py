@@ -74,7 +74,9 @@ class OpenAIBatches:
         if state.counts.get("completed") and not state.locations:
             raise TransientTeacherError(f"batch {state.id} has answers and no file yet: run the same again later")
         for location in state.locations:
-            async for result in read_lines(await self._calls.download(location), self._read_result):
+            is_output = location == state.locations[0]  # the first, where anything was completed
+            least = state.counts.get("completed", 0) if is_output else 0
+            async for result in read_lines(await self._calls.download(location, least), self._read_result):
                 yield result
 
     async def cancel(self, batch_id: str) -> BatchState:

@@ -1,0 +1,155 @@
+"""Looks after batches that were handed in, whichever run did so: finds them again, waits, and collects what they bring."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from potstill.errors import NotAuthorisedError, PermanentTeacherError, TeacherError, TransientTeacherError
+from potstill.ledger import Ledger
+from potstill.ledger.batches import BatchRow
+from potstill.llm.batches.base import BatchProtocol, BatchState, is_of
+from potstill.llm.pricing import Rates
+from potstill.llm.providers import base_url_of
+from potstill.teacher.collecting import close_batch, close_lost, close_rejected, close_unsubmitted
+from potstill.teacher.mending import in_order
+from potstill.teacher.outcome import Step
+from potstill.teacher.plan import TeachPlan
+
+LOOKS = 3
+"""A batch whose id never came is looked for so often before it counts as never handed in: a list may lag behind."""
+PATIENCE_SECONDS = 1800.0
+"""So long may an endpoint fail while a batch is waited for: the batch itself goes on."""
+
+
+class Look(NamedTuple):
+    """What came of looking once at every batch that has not ended."""
+
+    waiting: bool
+    """Whether one that holds answers of this plan goes on."""
+    smaller: int | None = None
+    """The most requests that a batch may hold, where the provider refused one as too large for now."""
+
+
+class BatchWatch:
+    """The batches of one endpoint, seen from one plan.
+
+    Args:
+        rates: what a batch costs now.
+        say: is told, in one line, what a batch does.
+    """
+
+    def __init__(
+        self, plan: TeachPlan, ledger: Ledger, protocol: BatchProtocol, rates: Rates, say: Callable[[str], None]
+    ) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._protocol = protocol
+        self._rates = rates
+        self._say = say
+        self._looks: Counter[str] = Counter()
+        self._failing_since: dict[str, float] = {}
+
+    async def look(self, on_step: Callable[[Step], None]) -> Look:
+        """Look once at each batch, and collect those that have ended.
+
+        Only batches that hold answers of this plan are waited for. Errors: those of `BatchProtocol`, and what a rejection
+        means for the run.
+        """
+        provider, base_url = self._plan.teacher.provider, base_url_of(self._plan.teacher)
+        rows = self._ledger.open_batches(provider, base_url)
+        ours = self._ours() if rows else set()
+        waiting, smaller = False, None
+        for row in rows:
+            if not self._ledger.claim_batch(row.token):
+                waiting = waiting or row.token in ours
+                continue
+            state = await self._state_of(row)
+            if isinstance(state, BatchState) and state.status == "ended":
+                smaller = await self._collect(row, state, on_step) or smaller
+            elif state is None:
+                close_unsubmitted(self._ledger, row)
+                self._say(f"batch {row.token} never reached the provider")
+            else:
+                waiting = waiting or row.token in ours
+        return Look(waiting, smaller)
+
+    def _ours(self) -> set[str]:
+        keys = (answer.key for answers in in_order(self._plan, self._ledger) for answer in answers)
+        return self._ledger.batches_holding(keys)
+
+    async def _collect(self, row: BatchRow, state: BatchState, on_step: Callable[[Step], None]) -> int | None:
+        """Put what a batch has brought into the ledger; returns how many requests the next one may hold, if fewer."""
+        if state.rejection is None:
+            async for step in close_batch(
+                self._ledger, row, self._protocol.results(state), self._plan.run, self._rates
+            ):
+                on_step(step)
+            self._say(f"batch {state.id}: collected")
+            return None
+        self._say(f"batch {state.id}: {state.rejection.message}")
+        close_rejected(self._ledger, row, state, self._keys_of(row, state.rejected_lines))
+        if state.rejection.cause != "rate_limit":
+            return None
+        if row.num_requests == 1:
+            raise TransientTeacherError(f"{row.base_url}: {state.rejection.message}: run the same again later")
+        return row.num_requests // 2
+
+    def _keys_of(self, row: BatchRow, lines: tuple[int, ...]) -> set[str]:
+        """The answer keys of these lines of a batch: they stand in the order of the plan that they were made from."""
+        if not lines:
+            return set()
+        keys = {attempt.plan.answer_key for attempt in self._ledger.in_batch(row.token)}
+        planned = (answer.key for answers in in_order(self._plan, self._ledger) for answer in answers)
+        found = list(dict.fromkeys(key for key in planned if key in keys))
+        return {found[line - 1] for line in lines if line <= len(found)} if len(found) == len(keys) else set()
+
+    async def _state_of(self, row: BatchRow) -> BatchState | str | None:
+        """The provider's view of a batch; a word where it is not known yet, None where the provider never had it."""
+        try:
+            state = await (self._find(row) if row.batch_id is None else self._protocol.state(row.batch_id))
+        except NotAuthorisedError:
+            raise
+        except TeacherError as error:
+            return self._doubt(row, error)
+        self._failing_since.pop(row.token, None)
+        if state is None:
+            self._looks[row.token] += 1
+            return None if self._looks[row.token] >= LOOKS else "not seen yet"
+        if state.status == "running":
+            done = state.counts.get("completed", state.counts.get("succeeded", 0))
+            said = f"the provider says that {done:,} of {row.num_requests:,} are done"
+            self._say(f"batch {state.id}: {state.said}; {said}")
+        return state
+
+    def _doubt(self, row: BatchRow, error: TeacherError) -> str:
+        """An endpoint that fails for a while is no reason to give a batch up; one that has forgotten it is."""
+        name = row.batch_id or row.token
+        failing_since = self._failing_since.setdefault(row.token, time.monotonic())
+        if time.monotonic() - failing_since < PATIENCE_SECONDS:
+            self._say(f"batch {name}: {error}; it goes on, and is looked at again")
+        elif row.batch_id is not None and isinstance(error, PermanentTeacherError):
+            close_lost(self._ledger, row, str(error))
+            self._say(f"batch {name}: {error}; what it may have cost counts at its upper bound")
+        else:
+            raise TransientTeacherError(f"{error}. The batch goes on: run the same again to collect it") from None
+        return "in doubt"
+
+    async def _find(self, row: BatchRow) -> BatchState | None:
+        """A batch whose id never came, as far as the provider lets us see; see `BatchProtocol.find`."""
+        others = self._ledger.known_batches()
+        while True:
+            found = await self._protocol.find(row.token, row.created_at, row.num_requests, others)
+            if found is None or (found.status == "running" and not found.is_certain):
+                return found
+            if found.is_certain or await self._is_ours(found, row.token):
+                self._ledger.adopt_batch(row.token, found.id)
+                return found
+            others.add(found.id)
+
+    async def _is_ours(self, state: BatchState, token: str) -> bool:
+        """Whether the results of a batch are those of this token."""
+        async for result in self._protocol.results(state):
+            if result.custom_id:
+                return is_of(token, result.custom_id)
+        return False
