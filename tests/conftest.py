@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.postgres import PostgresServer, find_server, is_required, running_server
 from tests.tiny_student import build_base
 
 KEYWORDS = {
@@ -113,3 +114,21 @@ def tiny_recipe(tiny_base: Path) -> Callable[..., dict[str, Any]]:
         return recipe
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    binaries = find_server()
+    if binaries is None:
+        missing = "PostgreSQL is not installed: apt install postgresql"
+        pytest.fail(missing) if is_required("postgresql") else pytest.skip(missing)
+    with running_server(binaries) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a new database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return request.getfixturevalue("postgres").new_database()

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, text
 from potstill.ledger import Ledger
 from tests.cli.test_teach import GIVEN_PRICE, ROOT, write_prompts
 from tests.fake_teacher import MALFORMED, PRICE, RATE_LIMITED, RESET, SERVER_ERROR, Asked, FakeTeacher, Fault
-from tests.ledger.postgres import PostgresServer, find_server, is_required, running_server
+from tests.postgres import PostgresServer, find_server, is_required, running_server
 from tests.teacher.simulation.schedule import Figures, Schedule
 
 pytestmark = pytest.mark.drill

@@ -26,6 +26,11 @@ REPLY = Reply({"role": "assistant", "content": "yes"}, "yes", "stop", Usage(inpu
 
 
 @pytest.fixture
+def url(ledger_url: str) -> str:
+    return ledger_url
+
+
+@pytest.fixture
 def ledger(url: str) -> Ledger:
     return Ledger(url)
 

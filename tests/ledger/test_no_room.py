@@ -10,22 +10,22 @@ CAP = Caps(Decimal("0.025"))
 MONTH = "month/r/2026-11"
 
 
-def test_who_finds_no_room_is_told_what_is_in_flight_its_own_group_included(url: str) -> None:
-    ledger = Ledger(url)
+def test_who_finds_no_room_is_told_what_is_in_flight_its_own_group_included(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
     begun(ledger, plan("a"))
     second, third = ledger.write([], [(plan("b"), CAP), (plan("c"), CAP)])
     assert second.attempt_id is not None
     assert third == Admission(None, "no_room", in_flight=2)
 
 
-def test_what_is_settled_in_the_group_that_finds_no_room_is_not_in_flight_any_more(url: str) -> None:
-    ledger = Ledger(url)
+def test_what_is_settled_in_the_group_that_finds_no_room_is_not_in_flight_any_more(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
     unknown = Settlement(begun(ledger, plan("a", "0.02")), plan("a", "0.02"), "unknown")
     assert ledger.write([unknown], [(plan("b"), CAP)]) == [Admission(None, "no_room", in_flight=0)]
 
 
-def test_another_run_of_the_month_may_make_room_and_a_run_of_another_month_may_not(url: str) -> None:
-    ledger = Ledger(url)
+def test_another_run_of_the_month_may_make_room_and_a_run_of_another_month_may_not(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
     begun(ledger, plan("a", "0.02", run="one")._replace(month=MONTH))
     begun(ledger, plan("b", "0.02", run="two")._replace(month="month/r/2026-12"))
     wanted = plan("c", run="three")._replace(month=MONTH)
