@@ -125,6 +125,8 @@ class Teacher(Part):
     def _has_address(self) -> Self:
         if self.provider == "openai_compatible" and not self.base_url:
             raise ValueError("an openai_compatible teacher needs base_url, such as http://127.0.0.1:8000/v1")
+        if self.mode == "batch" and self.api_version is not None:
+            raise ValueError("Azure's batches are another protocol, which is not spoken here: set mode to online")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,8 @@ from potstill.records import Message, Row, Usage
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
 """OpenAI's newer models call the system prompt the developer's."""
+TOOL_TOKENS = 1000
+IMAGE_TOKENS = 50_000
 SHORTEST_CACHED_BYTES = 4096
 """Providers cache no prefix below 1,024 tokens, which are about so many bytes."""
 _ABSENT_FROM_OLD_KEYS = ("tool_choice", "response_format", "stop", "reasoning_effort", "top_p")
@@ -51,6 +53,22 @@ class Reply(NamedTuple):
     text: str
     finish_reason: str
     usage: Usage
+
+
+def hidden_tokens(request: ChatRequest) -> int:
+    """Tokens of input, at most, that a request's bytes say nothing of: what a provider adds for tools, and images.
+
+    Sources: Anthropic's guide "Tool use", pricing (346 to 804 tokens of system prompt); OpenAI's guide "Images and
+    vision" (48,169 tokens at most, for gpt-4o-mini in high detail).
+    """
+    parts = (part for message in request.messages for part in _parts(message))
+    images = sum(isinstance(part, dict) and part.get("type") not in {"text", "refusal"} for part in parts)
+    return (TOOL_TOKENS if request.tools else 0) + IMAGE_TOKENS * images
+
+
+def _parts(message: Message) -> Sequence[Any]:
+    content = message.get("content")
+    return content if isinstance(content, list) else ()
 
 
 def with_instructions(messages: Sequence[Message], instructions: str | None) -> list[Message]:

@@ -65,10 +65,16 @@ class Rates(NamedTuple):
         total += usage.cache_write * (self.input if self.cache_write is None else self.cache_write)
         return total / MILLION + self.request
 
-    def upper_bound(self, request_bytes: int, max_tokens: int) -> Decimal:
-        """USD that one request cannot exceed: no tokenizer makes more tokens than there are UTF-8 bytes."""
+    def upper_bound(self, request_bytes: int, max_tokens: int, hidden_tokens: int = 0) -> Decimal:
+        """USD that one request cannot exceed: no tokenizer makes more tokens than there are UTF-8 bytes.
+
+        Args:
+            request_bytes: of the body.
+            max_tokens: of the answer.
+            hidden_tokens: of input that the body's length does not bound; see `potstill.llm.messages.hidden_tokens`.
+        """
         dearest = max(self.input, self.cached_input, self.cache_write or self.input)
-        return (request_bytes * dearest + max_tokens * self.output) / MILLION + self.request
+        return ((request_bytes + hidden_tokens) * dearest + max_tokens * self.output) / MILLION + self.request
 
 
 def find_rates(

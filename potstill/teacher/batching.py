@@ -12,6 +12,7 @@ from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTea
 from potstill.ledger import AttemptPlan, Caps, Ledger
 from potstill.ledger.entries import Settlement
 from potstill.llm.batches.base import BatchProtocol, Limits, TooLarge, custom_id, split
+from potstill.llm.messages import hidden_tokens
 from potstill.llm.pricing import Rates
 from potstill.llm.providers import PROVIDERS, base_url_of
 from potstill.teacher.budget import describe_cap
@@ -177,7 +178,7 @@ class BatchAsker:
             purpose="teach",
             provider=self._provider.name,
             model=answer.request.model,
-            bound_usd=self._rates.upper_bound(size, answer.request.max_tokens),
+            bound_usd=self._rates.upper_bound(size, answer.request.max_tokens, hidden_tokens(answer.request)),
             rates=self._rates,
             month=self._plan.month(),
         )

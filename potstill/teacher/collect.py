@@ -55,6 +55,19 @@ class CompletionsSummary(Row):
     total_cost_usd: Decimal
     """The cost, with the mean cost of the others for each attempt that is unknown."""
 
+    def describe(self) -> str:
+        """What must not be trained on, with examples, in Markdown."""
+        head = f"{self.answered:,} answers may be trained on, {self.quarantined:,} may not."
+        rows = (
+            f"- {count:,} × {reason}: {'; '.join(map(_quote, self.examples[reason]))}"
+            for reason, count in Counter(self.reasons).most_common()
+        )
+        return "\n".join([head, "", *rows])
+
+
+def _quote(text: str) -> str:
+    return "`" + text.replace("`", "'") + "`"
+
 
 def collect_key(plan: TeachPlan, ledger: Ledger) -> StageKey:
     """The key of a plan's completions: what is asked, and the ledger whose answers they are."""
@@ -90,7 +103,8 @@ def read_summary(directory: Path) -> CompletionsSummary:
 def survey(plan: TeachPlan, ledger: Ledger) -> CompletionsSummary:
     """What a plan's completions would hold now, and what they have cost; an answer that is missing counts as none."""
     total = _Total()
-    for chunk in plan.chunks():
+    for planned_chunk in plan.chunks():
+        chunk = with_retries(plan, ledger, planned_chunk)
         costs = ledger.costs(answer.key for answer in chunk)
         answers = ledger.find_answers(answer.key for answer in chunk)
         for planned in chunk:

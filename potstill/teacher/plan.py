@@ -9,7 +9,7 @@ import orjson
 
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
-from potstill.llm.messages import ChatRequest, schema_format, with_instructions
+from potstill.llm.messages import ChatRequest, hidden_tokens, schema_format, with_instructions
 from potstill.llm.pricing import Processing, Rates, find_rates
 from potstill.llm.providers import PROVIDERS, base_url_of
 from potstill.recipe import Task, Teacher
@@ -117,8 +117,12 @@ def batch_key(plan: TeachPlan, batch: range, ledger_id: str) -> StageKey:
 def upper_bound_usd(plan: TeachPlan) -> Decimal:
     """What asking everything once cannot exceed, in USD."""
     provider = PROVIDERS[plan.teacher.provider]
-    sizes = (len(orjson.dumps(provider.body(answer.request))) for answer in plan.answers())
-    return sum((plan.rates.upper_bound(size, plan.teacher.max_tokens) for size in sizes), Decimal(0))
+
+    def bound(request: ChatRequest) -> Decimal:
+        size = len(orjson.dumps(provider.body(request)))
+        return plan.rates.upper_bound(size, request.max_tokens, hidden_tokens(request))
+
+    return sum((bound(answer.request) for answer in plan.answers()), Decimal(0))
 
 
 def request_for(

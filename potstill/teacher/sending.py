@@ -10,7 +10,7 @@ from potstill.ledger.grouping import GroupedLedger
 from potstill.llm.breaker import Breaker
 from potstill.llm.client import Attempt, ChatClient
 from potstill.llm.limiter import Cost, Limiter, Ticket
-from potstill.llm.messages import ChatRequest, Reply, shared_prefix
+from potstill.llm.messages import ChatRequest, Reply, hidden_tokens, shared_prefix
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
@@ -128,7 +128,7 @@ class Sender:
             purpose=self._purpose,
             provider=self._client.provider.name,
             model=answer.request.model,
-            bound_usd=self._plan.rates.upper_bound(num_bytes, answer.request.max_tokens),
+            bound_usd=self._plan.rates.upper_bound(num_bytes, answer.request.max_tokens, hidden_tokens(answer.request)),
             rates=self._plan.rates,
             month=self._plan.month(),
         )

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from potstill.llm.messages import ChatRequest, hidden_tokens
 from potstill.teacher.plan import make_plan
 from potstill.teacher.rows import ListedRows
 from tests.fake_teacher import make_teacher, numbered_rows
@@ -69,3 +70,22 @@ def test_where_and_how_it_is_asked_does_not_change_the_key() -> None:
     elsewhere = make_teacher(URL, headers={"X-Title": "a"}, api_version="2024-10-21", prompt_caching=False)
     keys = {next(make_plan(rows, teacher, None).answers()).key for teacher in (make_teacher(URL), elsewhere)}
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "tools", "hidden"),
+    [
+        ("text", None, 0),
+        ("text", [{"type": "function"}], 1000),
+        ([{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "x"}}], None, 50_000),
+    ],
+    ids=["text", "tools", "an image"],
+)
+def test_what_the_bytes_of_a_request_do_not_bound_is_bound_beside_them(content: Any, tools: Any, hidden: int) -> None:
+    request = ChatRequest(model="m", messages=[{"role": "user", "content": content}], tools=tools, max_tokens=9)
+    assert hidden_tokens(request) == hidden
+
+
+def test_azures_batches_are_refused_before_anything_is_asked() -> None:
+    with pytest.raises(ValidationError, match="set mode to online"):
+        make_teacher(URL, mode="batch", api_version="2024-10-21")
