@@ -17,6 +17,7 @@ COMMANDS = {
     "estimate": ("estimate:estimate", "What a recipe will cost, before the full spend."),
     "curate": ("curate:curate", "Production logs to a clean, split prompt set."),
     "teach": ("teach:teach", "Every prompt answered once by the teacher."),
+    "batches": ("batches:batches", "The provider's batches of a recipe that have not been collected."),
     "train": ("train:train", "The teacher's answers to a trained student."),
     "generate": ("generate:generate", "A student's answers to the test split."),
     "evaluate": ("evaluate:evaluate", "The answers of several arms, scored on the test split."),

@@ -36,6 +36,8 @@ def teach(
     max_tokens: int = 1024,
     temperature: float | None = None,
     samples: int = 1,
+    choose: Literal["first", "majority"] = "first",
+    quality_retries: int = 0,
     seed: int | None = None,
     timeout: float = 120.0,
     price: str | None = None,
@@ -68,6 +70,8 @@ def teach(
         max_tokens: Longest answer, in tokens.
         temperature: Left to the provider when not given.
         samples: Answers asked for each prompt.
+        choose: Which usable sample is to be trained on: the first, or one that most agree with.
+        quality_retries: Further samples asked for while all of a prompt must not be trained on.
         seed: Sent to the provider when given.
         timeout: Seconds that one request may take.
         price: IN,OUT in USD for a million tokens, in place of the price list.
@@ -93,6 +97,8 @@ def teach(
         temperature=temperature,
         seed=seed,
         samples=samples,
+        choose=choose,
+        quality_retries=quality_retries,
         mode=mode,
         batch_poll_seconds=batch_poll_seconds,
         stragglers_online=stragglers_online,

@@ -82,6 +82,7 @@ NEEDED = {
     "estimate": "x",
     "curate": "x --out o",
     "teach": "x --out o --model m",
+    "batches": "x",
     "train": "x --out o --base b",
     "generate": "x --out o",
     "evaluate": "--prompts x --arm a=b --out o",
