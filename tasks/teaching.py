@@ -1,6 +1,7 @@
 """Teaching: PromptSet → Completions, in batches that show progress, retries and cost."""
 
 from prefect import task, unmapped
+from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
@@ -70,4 +71,7 @@ def _collect_key(recipe: Recipe, prompts: ArtifactRef) -> StageKey:
 def collect_completions(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """The answers of all batches as one artefact, quarantined ones marked."""
     plan, store = plan_of(recipe, prompts), open_store()
-    return stage.collect(plan, open_ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)
+    completions = stage.collect(plan, open_ledger(), store, inputs=(prompts,), recipe_fingerprint=recipe.fingerprint)
+    summary = stage.read_summary(store.path(completions))
+    create_markdown_artifact(summary.describe(), key="quarantine", description="Answers that are not trained on")
+    return completions

@@ -130,6 +130,6 @@ def test_no_byte_that_a_run_writes_holds_the_key(place: Place) -> None:
     assert scanner.opened >= {"database", "Parquet", "JSON"}
     written = {path.name for path in place.root.rglob("*")}
     assert written >= {"ledger.db", "prefect.db", "report.html", "manifest.json", "completions.parquet", "err-1"}
-    assert "Incorrect API key provided: [api key]." in place.said(2)
+    assert "Incorrect API key provided: [api key]" in place.said(2)
     echoed = [path for path in place.root.rglob("*") if path.is_file() and b"[api key]" in path.read_bytes()]
     assert {path.name for path in echoed} >= {"ledger.db", "err-2", "prefect.db"}, "the teacher did echo it"
