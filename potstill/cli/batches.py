@@ -28,6 +28,7 @@ def batches(
     from potstill.cli.console import say, show_table
     from potstill.ledger import open_ledger
     from potstill.llm.batches import open_batches
+    from potstill.llm.endpoint import endpoint_of
     from potstill.llm.providers import base_url_of
     from potstill.recipe_file import load_recipe
 
@@ -37,13 +38,7 @@ def batches(
     async def look() -> dict[str, str]:
         """What the provider says of each, by our token."""
         said: dict[str, str] = {}
-        async with open_batches(
-            teacher.provider,
-            teacher.base_url,
-            api_key_env=teacher.api_key_env,
-            api_key_block=teacher.api_key_block,
-            headers=teacher.headers,
-        ) as protocol:
+        async with open_batches(endpoint_of(teacher)) as protocol:
             for row in rows:
                 if row.batch_id is None:
                     said[row.token] = "not known to have reached the provider"

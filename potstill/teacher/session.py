@@ -17,6 +17,7 @@ from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.owners import RENEW_SECONDS
 from potstill.llm.batches import open_batches
 from potstill.llm.client import ChatClient
+from potstill.llm.endpoint import endpoint_of
 from potstill.llm.keys import LoadBlock
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
@@ -54,19 +55,14 @@ class TeacherSession:
     ) -> None:
         teacher = plan.teacher
         self._plan = plan
+        self._endpoint = endpoint_of(teacher, load_block)
         self._client = ChatClient(
-            teacher.provider,
-            teacher.base_url,
-            api_key_env=teacher.api_key_env,
-            api_key_block=teacher.api_key_block,
-            load_block=load_block,
-            headers=teacher.headers,
+            self._endpoint,
             api_version=teacher.api_version,
             concurrency=teacher.concurrency,
             timeout_seconds=teacher.timeout_seconds,
         )
         self._ledger = GroupedLedger(ledger)
-        self._load_block = load_block
         self._caps = caps
         self._policy = policy or RetryPolicy()
         self._asker = Asker(plan, self._ledger, self._client, caps, self._policy, purpose)
@@ -137,19 +133,10 @@ class TeacherSession:
     async def _batched(
         self, on_step: Callable[[Step], None], say: Callable[[str], None], *, only_collect: bool = False
     ) -> BatchReport:
-        teacher = self._plan.teacher
-        rates = rates_of(teacher, "batch")
+        rates = rates_of(self._plan.teacher, "batch")
         self._waiting = asyncio.current_task()
-        async with open_batches(
-            teacher.provider,
-            teacher.base_url,
-            api_key_env=teacher.api_key_env,
-            api_key_block=teacher.api_key_block,
-            load_block=self._load_block,
-            headers=teacher.headers,
-            timeout_seconds=teacher.timeout_seconds,
-            policy=self._policy,
-        ) as protocol:
+        timeout_seconds = self._plan.teacher.timeout_seconds
+        async with open_batches(self._endpoint, timeout_seconds=timeout_seconds, policy=self._policy) as protocol:
             asker = BatchAsker(self._plan, self._ledger.ledger, protocol, self._caps, rates, say)
             if only_collect:
                 await asker.collect(on_step)

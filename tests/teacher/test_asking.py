@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -45,12 +45,6 @@ QUICK = RetryPolicy(attempts=6, first_wait_seconds=0.001, longest_wait_seconds=0
 @pytest.fixture(autouse=True)
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-
-
-@pytest.fixture
-def teacher() -> Iterator[FakeTeacher]:
-    with FakeTeacher() as teacher:
-        yield teacher
 
 
 def planned(teacher: FakeTeacher, rows: list[InputRow], **fields: Any) -> TeachPlan:
