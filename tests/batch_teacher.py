@@ -192,7 +192,7 @@ class BatchTeacher(ScriptedServer):
 
     def wait_for(self, operation: str) -> None:
         """Until a call of this operation has been carried out."""
-        wait_until(lambda: operation in self.operations(), lambda: f"{self.operations()}: waited for {operation}")
+        wait_until(lambda: operation in self.operations(), lambda: f"{self.operations()}: waited for {operation}", 20.0)
 
     def now(self) -> float:
         return time.time() + self.clock_offset

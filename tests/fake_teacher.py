@@ -162,9 +162,11 @@ class FakeTeacher(ScriptedServer):
         self.hang(self.latency)
         return asked._replace(billed=billed), fault
 
-    def wait_for(self, count: int) -> None:
+    def wait_for(self, count: int, seconds: float = 20.0) -> None:
         """Until so many requests have come."""
-        wait_until(lambda: len(self.requests) >= count, lambda: f"{len(self.requests)} of {count} requests came")
+        wait_until(
+            lambda: len(self.requests) >= count, lambda: f"{len(self.requests)} of {count} requests came", seconds
+        )
 
 
 def _usage(asked: Asked) -> tuple[int, int]:

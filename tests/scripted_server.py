@@ -108,7 +108,8 @@ class ScriptedHandler(BaseHTTPRequestHandler, Generic[T]):
         pass
 
 
-def wait_until(is_so: Callable[[], bool], said: Callable[[], str], seconds: float = 20.0) -> None:
+def wait_until(is_so: Callable[[], bool], said: Callable[[], str], seconds: float) -> None:
+    """Fails, with what is `said` then, where it is not so in time."""
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, said()
