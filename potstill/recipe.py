@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from potstill.fingerprint import fingerprint
+from potstill.kinds import Choice
 from potstill.records import TaskKind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -99,8 +100,9 @@ class Teacher(Part):
     seed: int | None = Field(default=None, description="Sent to the provider when set.")
     prompt_caching: bool = Field(default=True, description="Let the provider keep a long shared beginning of prompts.")
     samples: int = Field(default=1, ge=1, le=16, description="Answers asked for each prompt; one is trained on.")
-    choose: Literal["first", "majority"] = Field(
-        default="first", description="Which usable sample is trained on: the first, or one that most agree with."
+    choose: Choice = Field(
+        default="first",
+        description="Which usable sample is trained on: the first, one that most agree with, or the scorer's best.",
     )
     quality_retries: int = Field(
         default=0, ge=0, le=4, description="Further samples asked for while all of a prompt must not be trained on."

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
 from potstill.errors import UsageError
-from potstill.kinds import TaskKind
+from potstill.kinds import Choice, TaskKind
 
 if TYPE_CHECKING:
     from potstill.recipe import Task
@@ -36,7 +36,7 @@ def teach(
     max_tokens: int = 1024,
     temperature: float | None = None,
     samples: int = 1,
-    choose: Literal["first", "majority"] = "first",
+    choose: Choice = "first",
     quality_retries: int = 0,
     seed: int | None = None,
     timeout: float = 120.0,
@@ -70,7 +70,8 @@ def teach(
         max_tokens: Longest answer, in tokens.
         temperature: Left to the provider when not given.
         samples: Answers asked for each prompt.
-        choose: Which usable sample is to be trained on: the first, or one that most agree with.
+        choose: Which usable sample is to be trained on: the first, one that most agree with, or the best by the scorer
+            of --kind.
         quality_retries: Further samples asked for while all of a prompt must not be trained on.
         seed: Sent to the provider when given.
         timeout: Seconds that one request may take.

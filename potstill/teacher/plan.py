@@ -15,10 +15,11 @@ from potstill.llm.providers import PROVIDERS, base_url_of
 from potstill.recipe import Task, Teacher
 from potstill.records import Message, Prompt
 from potstill.teacher import quality
+from potstill.teacher.choosing import check_choice
 from potstill.teacher.rows import Rows
 
 STAGE = "teach"
-VERSION = 2
+VERSION = 3
 BATCH_STAGE = "teach-batch"
 CHUNK_ROWS = 512
 """So many rows are in memory at once, however many there are."""
@@ -93,7 +94,11 @@ class TeachPlan(NamedTuple):
 
 
 def make_plan(rows: Rows, teacher: Teacher, task: Task | None, recipe: str | None = None) -> TeachPlan:
-    """Plan the answers to these prompts. Errors: `UnknownPriceError` before anything is asked."""
+    """Plan the answers to these prompts.
+
+    Errors, before anything is asked: `UnknownPriceError`; `UsageError` for a choice among samples that nothing can make.
+    """
+    check_choice(teacher, task)
     return TeachPlan(teacher, task, rows, rates_of(teacher), recipe)
 
 

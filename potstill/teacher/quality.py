@@ -1,7 +1,5 @@
-"""Which answers must not be trained on, and why; and which of several usable ones is."""
+"""Which answers must not be trained on, and why."""
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +7,7 @@ import orjson
 
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
+from potstill.teacher.choosing import parsed_json
 
 VERSION = 3
 TRUNCATED = "truncated"
@@ -34,26 +33,7 @@ def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | 
 def _against_task(text: str, task: Task) -> str | None:
     if task.kind == "classification":
         return None if text.strip() in task.labels else f"not a label: {text.strip()[:40]}"
-    return None if isinstance(_parsed(text), dict) else "not a JSON object"
-
-
-def count_agreeing(texts: Sequence[str]) -> list[int]:
-    """How many of these answers say the same as each: JSON is compared as JSON, text without regard to white space."""
-    said = [_meaning(text) for text in texts]
-    counts = Counter(said)
-    return [counts[meaning] for meaning in said]
-
-
-def _meaning(text: str) -> bytes:
-    parsed = _parsed(text)
-    return " ".join(text.split()).encode() if parsed is None else orjson.dumps(parsed, option=orjson.OPT_SORT_KEYS)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
+    return None if isinstance(parsed_json(text), dict) else "not a JSON object"
 
 
 def _against_schema(text: str, schema: dict[str, Any]) -> str | None:

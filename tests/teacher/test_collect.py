@@ -28,6 +28,7 @@ KEYS = [
     "completion",
     "message",
     "finish_reason",
+    "choice_score",
     "usage",
     "cost_usd",
     "teacher",
