@@ -37,7 +37,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(Recipe.model_fields)}")
     places = {place: f"{path}:{line}" for place, line in lines.items()}
     for override in overrides:
-        changed = _apply(data, override)
+        changed = apply_override(data, override)
         places = {place: where for place, where in places.items() if place[: len(changed)] != changed}
         places[changed] = f"--set {override}"
     try:
@@ -47,11 +47,11 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError("\n".join(_explain(path, places, detail, missing) for detail in error.errors())) from None
 
 
-def _apply(data: dict[str, Any], override: str) -> Location:
-    """Set one field and return its place."""
+def apply_override(data: dict[str, Any], override: str) -> Location:
+    """Set one field and return its place. Errors: `RecipeError` for what sets none."""
     name, separator, value = override.partition("=")
     if not separator:
-        raise RecipeError(f"--set {override}: write it as section.field=VALUE, such as training.epochs=1")
+        raise RecipeError(f"--set {override}: write it as FIELD=VALUE, such as training.epochs=1")
     *sections, field = name.strip().split(".")
     for section in sections:
         inner = data.setdefault(section, {})

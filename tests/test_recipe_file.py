@@ -188,7 +188,7 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "said"),
         [
-            ("training.epochs", "write it as section.field=VALUE, such as training.epochs=1"),
+            ("training.epochs", "write it as FIELD=VALUE, such as training.epochs=1"),
             ("name.first=x", "--set name.first=x: name is no section of the recipe"),
             ("training.epochs=[", "--set training.epochs=[: not valid YAML"),
             ("name=2026-13-45", "--set name=2026-13-45: not valid YAML"),

@@ -93,6 +93,19 @@ def test_the_summary_is_the_last_line_and_a_second_call_asks_nothing(
     assert len(teacher.requests) == 6
 
 
+def test_what_has_no_flag_is_set_by_name(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = {"type": "object", "properties": {"total": {"type": "number"}}}
+    given = ["top_p=0.5", "stop=[END, STOP]", f"response_schema={json.dumps(schema)}", "headers.x-title=Potstill"]
+    flags = [part for field in given for part in ("--set", field)]
+    assert run(capsys, arguments(prompts, teacher.url, *flags)).code == 0
+    body = teacher.requests[0].body
+    assert (body["top_p"], body["stop"]) == (0.5, ["END", "STOP"])
+    assert body["response_format"]["json_schema"]["schema"] == schema
+    assert teacher.requests[0].headers["x-title"] == "Potstill"
+
+
 def test_one_ledger_serves_another_home(
     teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +150,11 @@ def test_a_spent_budget_is_exit_5_keeps_its_answers_and_a_higher_one_goes_on(
         (["--concurrency", "0"], 2, "--concurrency 0"),
         (["--kind", "classification"], 2, "at least two labels"),
         (["--ledger", "nonsense"], 2, "ledger nonsense"),
+        (["--choose", "scorer"], 2, "give --kind, or choose first or majority"),
+        (["--set", "top_k=5"], 2, "--set top_k=5: what has no flag of its own is headers, api_version"),
+        (["--set", "top_p=5"], 2, "--top-p 5: input should be less than or equal to 1"),
+        (["--set", "stop"], 2, "--set stop: write it as FIELD=VALUE"),
+        (["--set", "stop=["], 2, "--set stop=[: not valid YAML"),
         (["--api-key-env", "NO_SUCH_KEY"], 6, "NO_SUCH_KEY is not set"),
         (["--api-key-env", "OPENAI_API_KEY"], 6, "does not go to 127.0.0.1"),
         (["--base-url", "https://llm.example/v1"], 6, "--attest"),
