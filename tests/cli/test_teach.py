@@ -153,6 +153,7 @@ def test_a_spent_budget_is_exit_5_keeps_its_answers_and_a_higher_one_goes_on(
         (["--choose", "scorer"], 2, "give --kind, or choose first or majority"),
         (["--set", "top_k=5"], 2, "--set top_k=5: what has no flag of its own is headers, api_version"),
         (["--set", "top_p=5"], 2, "--top-p 5: input should be less than or equal to 1"),
+        (["--set", "headers.authorization=sk-secret"], 2, "--headers: authorization would carry a key"),
         (["--set", "stop"], 2, "--set stop: write it as FIELD=VALUE"),
         (["--set", "stop=["], 2, "--set stop=[: not valid YAML"),
         (["--api-key-env", "NO_SUCH_KEY"], 6, "NO_SUCH_KEY is not set"),
