@@ -85,6 +85,7 @@ class Standing(NamedTuple):
     missing: set[str]
     """No answer, and not refused for good: still to be asked."""
     refused: set[str]
+    """By the provider, or given up."""
 
 
 class KeyCost(NamedTuple):
@@ -104,7 +105,9 @@ class KeyCost(NamedTuple):
     unknown_usd: Decimal = Decimal(0)
     """Their upper bound; not in `cost_usd`."""
     refused: bool = False
-    """The provider rejects this request for what it is: asking again would not help."""
+    """Asking again would not help: the provider rejects this request for what it is, or it was given up."""
+    given_up: str | None = None
+    """Why the answer is kept from training, where no attempt brought one that can be used."""
     last_error: str | None = None
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from sqlalchemy import Connection
 
-from potstill.ledger import batches, owners
+from potstill.ledger import batches, giving_up, owners
 from potstill.ledger.database import Database, default_url
 from potstill.ledger.entries import (
     NO_CAPS,
@@ -141,6 +141,11 @@ class Ledger:
         """Turn what dead processes left in flight into `unknown`, and return how many that were."""
         with self._writing() as connection:
             return owners.close_orphans(self._database, self._writer, connection)
+
+    def give_up(self, key: str, said: str, num_attempts: int) -> bool:
+        """Put aside a key that has no usable answer after enough attempts; whether it is. See `giving_up`."""
+        with self._writing() as connection:
+            return giving_up.give_up(self._database, connection, key, said, num_attempts)
 
     def find_answers(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The stored answers among these keys."""

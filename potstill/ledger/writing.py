@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, 
 
 from potstill.ledger.database import Database
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement
-from potstill.ledger.schema import Usd, accounts, answers, attempts, prices, to_pico
+from potstill.ledger.schema import Usd, accounts, answers, attempts, given_up, prices, to_pico
 from potstill.llm.pricing import Rates
 from potstill.records import Usage
 
@@ -40,6 +40,7 @@ class Writer:
         self._answered = select(answers.c.answer_key).where(keys(answers.c.answer_key))
         barring = attempts.c.status.in_(["in_flight", "refused"])
         self._barred = select(attempts.c.answer_key, attempts.c.status).where(barring & keys(attempts.c.answer_key))
+        self._given_up = select(given_up.c.answer_key).where(keys(given_up.c.answer_key))
         self._states = select(accounts.c.name, _pico(accounts.c.spent_usd), _pico(accounts.c.reserved_usd)).where(
             keys(accounts.c.name)
         )
@@ -65,6 +66,7 @@ class Writer:
         keys = self._database.keys_parameter([begin.plan.answer_key for begin in wanted])
         answered = set(connection.scalars(self._answered, keys))
         barred = {row.answer_key: row.status for row in connection.execute(self._barred, keys)}
+        barred |= dict.fromkeys(connection.scalars(self._given_up, keys), "refused")
         room = _Room(self._account_states(connection, wanted))
         admissions: list[Admission] = []
         rows: list[dict[str, Any]] = []

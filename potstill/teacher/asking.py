@@ -135,6 +135,12 @@ class Asker:
                 tally.last_error = str(error)
                 tally.counts["unanswered"] += 1
 
+    async def _give_up(self, answer: PlannedAnswer, error: UnansweredError) -> bool:
+        """Whether a prompt that has no answer after all its attempts is put aside; else it is left for the next run."""
+        with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+            give_up = self._ledger.ledger.give_up
+            return await self._ledger.run(give_up, answer.key, error.message, self._policy.attempts)
+
     async def _draw(self, wanted: "_Missing | _Listed") -> PlannedAnswer | None:
         """The next answer that is wanted. A ledger that cannot be read stops all, not one worker."""
         with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
@@ -170,9 +176,14 @@ class Asker:
         return sent
 
     async def _retry(self, answer: PlannedAnswer, on_step: OnStep) -> str:
-        async for attempt in retrying(self._policy, self._stop.sleep):
-            with attempt:
-                return await self._send(answer, on_step)
+        try:
+            async for attempt in retrying(self._policy, self._stop.sleep):
+                with attempt:
+                    return await self._send(answer, on_step)
+        except UnansweredError as error:
+            if await self._give_up(answer, error):
+                raise RefusedError(error.message) from None
+            raise
         raise AssertionError("the loop ends by an answer or by an error")
 
     async def _send(self, answer: PlannedAnswer, on_step: OnStep) -> str:

@@ -216,7 +216,7 @@ def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, pl
     }
     if answer is None:
         nothing = {"role": "assistant", "content": ""}
-        reason = f"error: {cost.last_error}"
+        reason = cost.given_up or f"error: {cost.last_error}"
         return Completion(
             **common, completion="", message=nothing, finish_reason="error", usage=Usage(), quarantine=reason
         )
