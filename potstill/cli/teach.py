@@ -84,7 +84,7 @@ def teach(
         timeout: Seconds that one request may take.
         price: IN,OUT in USD for a million tokens, in place of the price list.
         budget_usd: Cap of this run and its resumptions.
-        ledger: Database address; default $POTSTILL_HOME/ledger.db.
+        ledger: Database address; default $POTSTILL_LEDGER, else $POTSTILL_HOME/ledger.db.
         attest: Your statement that the teacher's terms allow training on its output.
         kind: Check the answers as those of such a task.
         labels: Classification: the allowed answers, separated by commas.
