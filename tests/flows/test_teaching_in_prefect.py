@@ -19,10 +19,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, open_store
 from potstill.curation.curate import curate
+from potstill.ledger import Ledger
 from potstill.recipe import Recipe
+from potstill.teacher.plan import make_plan
+from potstill.teacher.rows import StoredRows
 from tasks.policies import MAX_BATCHES_AT_ONCE
 from tasks.teaching import teach
 from tests.fake_teacher import PRICE, FakeTeacher, error
+from tests.postgres import PostgresServer
 
 pytestmark = pytest.mark.flow
 
@@ -110,6 +114,20 @@ def test_a_batch_that_was_answered_is_cached_and_asks_nothing(stage: Stage) -> N
     assert {task.state_name for task in batches(first).values()} == {"Completed"}
     assert {task.state_name for task in batches(again).values()} == {"Cached"}
     assert len(stage.teacher.requests) == PROMPTS
+
+
+def test_a_flow_spends_in_the_ledger_that_the_environment_names(
+    stage: Stage, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.new_database()
+    monkeypatch.setenv("POTSTILL_LEDGER", url)
+    first, again = stage.run(), stage.run()
+    assert {task.state_name for task in batches(first).values()} == {"Completed"}
+    assert {task.state_name for task in batches(again).values()} == {"Cached"}
+    assert len(stage.teacher.requests) == PROMPTS
+    plan = make_plan(StoredRows(open_store().path(stage.prompts), stage.prompts), stage.recipe.teacher, None)
+    assert len(Ledger(url).find_answers(answer.key for answer in plan.answers())) == PROMPTS
+    assert not (tmp_path / "home" / "ledger.db").exists()
 
 
 def test_a_batch_that_was_cut_short_is_seen_to_be_tried_again_and_pays_for_nothing_twice(
