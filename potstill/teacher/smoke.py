@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -19,10 +18,8 @@ from potstill.teacher.mending import with_retries
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.quality import quarantine_reason
+from potstill.teacher.rows import PickedRows
 from potstill.teacher.session import TeacherSession
-
-MOST_AT_ONCE = 16
-"""Prompts that are waited for at once; how many requests are in flight the teacher's concurrency says."""
 
 
 class Sample(NamedTuple):
@@ -74,19 +71,9 @@ def ask_smoke(
     """
     if not any(ledger.look_up(answer.key for answer in plan.answers(row, row + 1)).missing for row in rows):
         return
-    with (
-        TeacherSession(plan, ledger, caps, policy, purpose="smoke") as session,
-        ThreadPoolExecutor(min(len(rows), MOST_AT_ONCE)) as pool,
-    ):
-        asking = [pool.submit(session.answer, range(row, row + 1), on_step) for row in rows]
-        try:
-            done, _ = wait(asking, return_when=FIRST_EXCEPTION)
-            for asked in done:
-                asked.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            session.cancel()
-            raise
+    picked = plan._replace(rows=PickedRows(plan.rows, rows))
+    with TeacherSession(picked, ledger, caps, policy, purpose="smoke") as session:
+        session.answer(on_step=on_step)  # all at once: what refuses one prompt is told from what refuses every one
 
 
 def read_sample(plan: TeachPlan, ledger: Ledger, rows: Sequence[int]) -> Sample:
