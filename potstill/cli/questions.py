@@ -13,9 +13,9 @@ def is_attended() -> bool:
 
 def ask_to_go_on(why: str) -> None:
     """Ask on standard error: standard output is for programs. Errors: `UsageError` for any answer but yes, Ctrl-D too."""
-    print(f"{why}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     answer = ""
     try:
+        print(f"{why}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
         with suppress(UnicodeDecodeError):  # typed in another encoding than the terminal's
             answer = sys.stdin.readline()
     finally:

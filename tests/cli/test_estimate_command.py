@@ -1,7 +1,11 @@
 """`potstill estimate` as its user sees it: what it asks and keeps, what it prints, and how it ends."""
 
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,11 +25,13 @@ from potstill.training.spec import TrainingSpec, TrainingStatus
 from tests.batch_teacher import BatchTeacher
 from tests.fake_teacher import BAD_REQUEST, PRICE, SERVER_ERROR, FakeTeacher, error
 
-PROMPTS, SMOKE = 40, 16
+ROOT = Path(__file__).parents[2]
+PROMPTS, SMOKE = 24, 16
 KEY = "sk-canary-3c19a7"
 WRONG_KEY = error(401, code="invalid_api_key")
-FIRST, LAST = "#0013", "#0010"
-"""The prompts that the smoke asks first and last."""
+FIRST, FOURTH = "#0008", "#0002"
+"""Of the prompts that a smoke asks."""
+FOUR = ("--smoke", 4, "--json")
 QUICK = (2, 0.001, 0.01, 20)
 """Retries without the pauses."""
 
@@ -62,7 +68,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with its own state, a log of 40 prompts, and a base of which nothing is loaded."""
+    """A working directory with its own state, a log of 24 prompts, and a base of which nothing is loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TEACHER_KEY", KEY)
@@ -79,8 +85,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def teacher() -> Iterator[FakeTeacher]:
-    """Every third of its answers is long, and each a JSON object but one of the smoke's."""
-    with FakeTeacher(answer=lambda mark: "no JSON" if mark == LAST else json.dumps({"is": mark})) as teacher:
+    """Each of its answers is a JSON object but one of the smoke's."""
+    with FakeTeacher(answer=lambda mark: "no JSON" if mark == FOURTH else json.dumps({"is": mark})) as teacher:
         yield teacher
 
 
@@ -110,7 +116,7 @@ def estimate(place: Path, potstill: Callable[..., Ended]) -> Callable[..., Ended
             "name": "tickets",
             "task": {"kind": "extraction"},
             "curation": {"inputs": ["log.jsonl"], "test_fraction": 0.3},
-            "teacher": teacher | {"max_tokens": 64} | sections.pop("teacher", {}),
+            "teacher": teacher | {"max_tokens": 20} | sections.pop("teacher", {}),
             "student": {"base": str(place / "base")},
         }
         (place / "recipe.yaml").write_text(yaml.safe_dump(recipe | sections))
@@ -143,6 +149,25 @@ def test_the_smoke_is_paid_and_kept_and_a_second_estimate_asks_nothing(
     assert second.json == first.json | {"smoke": smoke | {"asked": 0, "cost_usd": 0.0}}
 
 
+@pytest.mark.flow
+def test_an_interrupted_smoke_is_exit_130_and_keeps_what_was_answered(
+    teacher: FakeTeacher, estimate: Estimate, place: Path
+) -> None:
+    estimate(teacher.url, "--smoke", 1)
+    teacher.latency = 0.3
+    given = [sys.executable, "-m", "potstill.cli", "estimate", "recipe.yaml", "--json"]
+    given += ["--set", "teacher.concurrency=2"]
+    started = subprocess.Popen(given, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    teacher.wait_for(5)
+    started.send_signal(signal.SIGINT)
+    told = json.loads(started.communicate(timeout=20)[0])
+    assert (started.returncode, told["status"]) == (130, "interrupted")
+    answered = told["smoke"]["answered"]
+    assert 1 < answered < len(teacher.requests) < SMOKE
+    teacher.latency = 0
+    assert estimate(teacher.url, "--json").json["smoke"]["asked"] == SMOKE - answered
+
+
 def test_what_teaches_afterwards_asks_only_the_rest(
     teacher: FakeTeacher, estimate: Estimate, potstill: Callable[..., Ended], place: Path
 ) -> None:
@@ -150,7 +175,7 @@ def test_what_teaches_afterwards_asks_only_the_rest(
     asked = teacher.marks()
     (prompts,) = (place / "home/artifacts/PromptSet").iterdir()
     given = ["teach", prompts, "--provider", "openai_compatible", "--base-url", teacher.url, "--model", "fake-1"]
-    taught = potstill(*given, "--price", "2.5,10", "--max-tokens", 64, "--out", "out", "--json", "--yes")
+    taught = potstill(*given, "--price", "2.5,10", "--max-tokens", 20, "--out", "out", "--json", "--yes")
     assert (taught.code, taught.json["attempts"], taught.json["answered"]) == (0, PROMPTS - SMOKE, PROMPTS)
     assert not set(asked) & set(teacher.marks()[SMOKE:])
     assert attempts(place) == [("smoke", "answered", SMOKE), ("teach", "answered", PROMPTS - SMOKE)]
@@ -160,11 +185,12 @@ def test_what_teaches_afterwards_asks_only_the_rest(
     assert nothing.row("teacher, online")[1:4] == ["$0.00", "$0.00 – $0.00", "$0.00"]
 
 
-def test_the_table_holds_both_modes_every_stage_the_interval_and_the_budget(
+def test_the_table_holds_both_modes_every_stage_the_interval_and_the_budget_and_json_the_same(
     teacher: FakeTeacher, estimate: Estimate
 ) -> None:
-    shown = estimate(teacher.url, budget={"run_usd": 0.5, "month_usd": 0.003})
-    told = estimate(teacher.url, "--json", budget={"run_usd": 0.5, "month_usd": 0.003}).json
+    caps = {"run_usd": 0.0028, "month_usd": 0.5}
+    shown = estimate(teacher.url, budget=caps)
+    told = estimate(teacher.url, "--json", budget=caps).json
     assert shown.code == 0
     for mode, name in (("online", "teacher, online (as this recipe asks)"), ("batch", "teacher, batch")):
         cost = told["teacher"][mode]
@@ -176,36 +202,27 @@ def test_the_table_holds_both_modes_every_stage_the_interval_and_the_budget(
         assert figures == pytest.approx(wanted, rel=0.01)
         assert 0 < figures[0] < figures[1] < figures[2] < figures[3]
     assert told["teacher"]["batch"]["expected_usd"] == pytest.approx(told["teacher"]["online"]["expected_usd"] / 2)
-    assert shown.row("judge")[-1] == "none in this recipe"
-    for stage in ("base outputs", "training"):
-        assert shown.row(stage)[1:] == ["–", "–", "–", "not known before the first run of this base here"]
-    assert shown.line("status") == "done"
-    assert shown.line("smoke").startswith("16 of 16 prompts known; 16 asked now for $0.00")
-    assert shown.line("not to be trained on") == "1 of 16 answers: 1 × not a JSON object"
-    assert shown.line("still to be asked") == "24 of 40 answers to 40 prompts"
-    assert shown.line("tokens of input").startswith(f"{told['tokens']['input']['expected']:,.0f} (")
-    assert shown.line("tokens of output").startswith(f"{told['tokens']['output']['expected']:,.0f} (")
-    assert shown.line("budget run usd").endswith("left of $0.500: fits, the upper end of the interval too")
-    assert shown.line("budget month usd").endswith("left of $0.00300: does not fit")
-
-
-def test_json_is_one_line_that_holds_the_same(teacher: FakeTeacher, estimate: Estimate) -> None:
-    told = estimate(teacher.url, "--json", budget={"run_usd": 0.004}, serving={"usd_per_hour": 2}).json
-    assert (told["recipe"], told["status"], told["mode"], told["judge"]) == ("tickets", "done", "online", None)
-    assert (told["prompts"], told["answers"], told["missing"]) == (PROMPTS, PROMPTS, PROMPTS - SMOKE)
-    assert told["smoke"]["reasons"] == {"not a JSON object": 1}
     assert told["prices"] == {"online": "given", "batch": "given, batch"}
-    assert told["base_outputs"] == told["training"]
-    assert told["training"]["cost_usd"] is None
-    (run,) = told["budget"].values()
-    assert run["left_usd"] == pytest.approx(0.004 - float(teacher.billed_usd))
-    assert run["fits"]["batch"] == "yes"
-    assert run["fits"]["online"] == "no"
+    assert told["judge"] is None
+    assert shown.row("judge")[-1] == "none in this recipe"
+    for stage, name in (("base outputs", "base_outputs"), ("training", "training")):
+        assert shown.row(stage)[1:] == ["–", "–", "–", told[name]["how"]]
+        assert told[name]["how"] == "not known before the first run of this base here"
+        assert told[name]["cost_usd"] is None
+    assert (told["recipe"], told["mode"], told["status"], shown.line("status")) == ("tickets", "online", "done", "done")
+    assert shown.line("smoke").startswith("16 of 16 prompts known; 16 asked now for $0.00")
+    assert told["smoke"]["reasons"] == {"not a JSON object": 1}
+    assert shown.line("not to be trained on") == "1 of 16 answers: 1 × not a JSON object"
+    assert (told["prompts"], told["answers"], told["missing"]) == (PROMPTS, PROMPTS, PROMPTS - SMOKE)
+    assert shown.line("still to be asked") == "8 of 24 answers to 24 prompts"
+    for kind in ("input", "output"):
+        assert shown.line(f"tokens of {kind}").startswith(f"{told['tokens'][kind]['expected']:,.0f} (")
+    run = told["budget"]["run_usd"]
+    assert run["left_usd"] == pytest.approx(caps["run_usd"] - float(teacher.billed_usd))
     assert run["left_usd"] < told["teacher"]["online"]["expected_usd"]
-
-
-def test_without_a_cap_it_says_that_nothing_stops_the_spending(teacher: FakeTeacher, estimate: Estimate) -> None:
-    assert estimate(teacher.url).line("budget") == "none: nothing stops the spending"
+    assert run["fits"] == {"online": "no", "batch": "yes"}
+    assert shown.line("budget run usd").endswith("left of $0.00280: does not fit")
+    assert shown.line("budget month usd").endswith("left of $0.500: fits, the upper end of the interval too")
 
 
 def test_smoke_is_how_many_are_asked_and_a_larger_one_asks_only_what_it_has_more(
@@ -221,12 +238,13 @@ def test_smoke_is_how_many_are_asked_and_a_larger_one_asks_only_what_it_has_more
     assert set(everything["teacher"]["online"].values()) == {0}
 
 
-def test_a_recipe_in_batches_is_asked_its_smoke_online(estimate: Estimate) -> None:
+def test_a_recipe_in_batches_is_asked_its_smoke_online_and_without_a_cap_it_is_told_so(estimate: Estimate) -> None:
     with BatchTeacher() as teacher:
-        shown = estimate(teacher.url, teacher={"mode": "batch"})
-        assert (shown.code, teacher.operations()) == (0, ["ask"] * SMOKE)
+        shown = estimate(teacher.url, "--smoke", 2, teacher={"mode": "batch"})
+        assert (shown.code, teacher.operations()) == (0, ["ask"] * 2)
     assert shown.row("teacher, batch")[0] == "teacher, batch (as this recipe asks)"
     assert shown.row("teacher, online")[0] == "teacher, online"
+    assert shown.line("budget") == "none: nothing stops the spending"
 
 
 def test_the_machine_s_share_is_what_the_same_base_took_before(
@@ -263,7 +281,7 @@ def test_the_machine_s_share_is_what_the_same_base_took_before(
 
     store.build(StageKey("train", 1, "a" * 64), launch.KIND, write_student)
     store.build(StageKey("generate", 1, "b" * 64), generate.KIND, write_outputs)
-    told = estimate(teacher.url, "--json", serving={"usd_per_hour": 36}, training={"epochs": 2}).json
+    told = estimate(teacher.url, *FOUR, serving={"usd_per_hour": 36}, training={"epochs": 2}).json
     (prompts,) = (place / "home/artifacts/PromptSet").iterdir()
     splits = json.loads((prompts / "summary.json").read_text())["splits"]
     assert told["training"]["seconds"] == pytest.approx(splits["train"] * 2 * 300 / (100 * 3 / 2))
@@ -277,7 +295,7 @@ def test_a_key_that_is_refused_is_exit_6_with_the_remedy_and_nothing_counts_as_a
     teacher: FakeTeacher, estimate: Estimate, place: Path
 ) -> None:
     teacher.behaviour = lambda asked: WRONG_KEY
-    refused = estimate(teacher.url, "--json", teacher={"api_key_env": "TEACHER_KEY"})
+    refused = estimate(teacher.url, *FOUR, teacher={"api_key_env": "TEACHER_KEY"})
     assert refused.code == 6
     assert refused.err.count("\n") == 1
     assert "HTTP 401" in refused.err
@@ -288,8 +306,8 @@ def test_a_key_that_is_refused_is_exit_6_with_the_remedy_and_nothing_counts_as_a
     assert "answered" not in {status for _, status, _ in attempts(place)}
     teacher.behaviour = None
     sent = len(teacher.requests)
-    assert estimate(teacher.url, teacher={"api_key_env": "TEACHER_KEY"}).code == 0
-    assert len(teacher.requests) - sent == SMOKE
+    assert estimate(teacher.url, *FOUR, teacher={"api_key_env": "TEACHER_KEY"}).json["smoke"]["answered"] == 4
+    assert len(teacher.requests) - sent == 4
 
 
 def test_a_key_in_a_secret_block_is_exit_6_and_the_remedy_that_it_names_works(
@@ -297,20 +315,20 @@ def test_a_key_in_a_secret_block_is_exit_6_and_the_remedy_that_it_names_works(
 ) -> None:
     monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:teacher-key=127.0.0.1")
     block = {"api_key_block": "teacher-key"}
-    refused = estimate(teacher.url, teacher=block)
+    refused = estimate(teacher.url, *FOUR, teacher=block)
     assert (refused.code, teacher.requests, refused.err.count("\n")) == (6, [], 1)
     assert refused.err.startswith("error: secret block teacher-key is read by the flow only")
     remedy = refused.err.partition(", with ")[2].strip().replace("NAME", "TEACHER_KEY")
-    assert estimate(teacher.url, *remedy.split(), teacher=block).code == 0
+    assert estimate(teacher.url, *FOUR, *remedy.split(), teacher=block).code == 0
     assert {asked.headers["authorization"] for asked in teacher.requests} == {f"Bearer {KEY}"}
-    assert estimate(teacher.url, teacher=block).code == 0, "what is answered needs no key"
-    assert len(teacher.requests) == SMOKE
+    assert estimate(teacher.url, *FOUR, teacher=block).code == 0, "what is answered needs no key"
+    assert len(teacher.requests) == 4
 
 
 def test_a_budget_that_ends_the_smoke_is_exit_5_and_shows_what_is_known(
     teacher: FakeTeacher, estimate: Estimate
 ) -> None:
-    ended = estimate(teacher.url, "--json", budget={"run_usd": 0.001})
+    ended = estimate(teacher.url, "--json", budget={"run_usd": 0.0007})
     assert ended.code == 5
     assert ended.err.count("\n") == 1
     assert "raise the cap" in ended.err
@@ -324,26 +342,26 @@ def test_a_budget_that_ends_the_smoke_is_exit_5_and_shows_what_is_known(
 def test_prompts_that_stay_unanswered_are_exit_1_and_the_next_estimate_asks_for_them(
     teacher: FakeTeacher, estimate: Estimate
 ) -> None:
-    teacher.behaviour = lambda asked: SERVER_ERROR if asked.mark == LAST else None
-    ended = estimate(teacher.url, "--json")
-    assert (ended.code, ended.json["status"], ended.json["smoke"]["answered"]) == (1, "incomplete", SMOKE - 1)
+    teacher.behaviour = lambda asked: SERVER_ERROR if asked.mark == FOURTH else None
+    ended = estimate(teacher.url, *FOUR)
+    assert (ended.code, ended.json["status"], ended.json["smoke"]["answered"]) == (1, "incomplete", 3)
     assert ended.json["teacher"]["online"]["expected_usd"] > 0
     assert "run the same again to ask only for them" in ended.err
     teacher.behaviour = None
-    assert estimate(teacher.url, "--json").json["smoke"]["asked"] == 1
+    assert estimate(teacher.url, *FOUR).json["smoke"]["asked"] == 1
 
 
 def test_a_first_prompt_that_is_refused_is_put_aside_alone(teacher: FakeTeacher, estimate: Estimate) -> None:
     teacher.behaviour = lambda asked: BAD_REQUEST if asked.mark == FIRST else None
-    told = estimate(teacher.url, "--json")
-    assert (told.code, told.err, told.json["smoke"]["answered"]) == (0, "", SMOKE)
+    told = estimate(teacher.url, *FOUR)
+    assert (told.code, told.err, told.json["smoke"]["answered"]) == (0, "", 4)
     assert told.json["smoke"]["reasons"] == {"refused by the provider": 1, "not a JSON object": 1}
-    assert told.json["missing"] == PROMPTS - SMOKE
+    assert told.json["missing"] == PROMPTS - 4
 
 
 def test_a_teacher_that_refuses_every_prompt_is_exit_1_after_a_few(teacher: FakeTeacher, estimate: Estimate) -> None:
     teacher.behaviour = lambda asked: BAD_REQUEST
-    ended = estimate(teacher.url, "--json")
+    ended = estimate(teacher.url, *FOUR)
     assert (ended.code, ended.json["status"], len(teacher.requests)) == (1, "failed", 3)
     assert "refuses every prompt" in ended.err
 
