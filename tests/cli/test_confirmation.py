@@ -25,7 +25,7 @@ pytestmark = pytest.mark.flow
 
 ROOT = Path(__file__).parents[2]
 PROMPTS, SMOKE = 24, 16
-QUESTION = "Go on? [y/N]"
+QUESTION, NO = "Go on? [y/N]", b"n\n"
 SECONDS = 60
 DEAR = {"input_per_million": 50_000, "output_per_million": 200_000}
 """At which an answer costs about 2 USD."""
@@ -51,7 +51,7 @@ class Place(NamedTuple):
     teacher: FakeTeacher
     env: dict[str, str]
 
-    def run(self, *flags: str, typed: bytes = b"", **options: Any) -> Ended:
+    def run(self, *flags: str, typed: bytes = NO, **options: Any) -> Ended:
         """`potstill run` at a terminal; of the stub where the place has one, else the whole of it."""
         return at_a_terminal(["run", str(self.root / "recipe.yaml"), *flags], self.env, typed, **options)
 
@@ -66,7 +66,7 @@ class Place(NamedTuple):
 def at_a_terminal(
     command: list[str],
     env: dict[str, str],
-    typed: bytes = b"",
+    typed: bytes,
     *,
     interrupt: Callable[[str], bool] = lambda shown: False,
     **streams: Any,
@@ -139,7 +139,7 @@ def made_in(root: Path) -> Iterator[Place]:
         yield Place(root, teacher, env)
 
 
-@pytest.mark.parametrize("typed", [b"n\n", b"\x04", b"yesterday\n"], ids=["n", "Ctrl-D", "yesterday"])
+@pytest.mark.parametrize("typed", [NO, b"\x04", b"yesterday\n"], ids=["n", "Ctrl-D", "yesterday"])
 def test_any_answer_but_yes_is_exit_2_and_costs_nothing(place: Place, typed: bytes) -> None:
     ended = place.run(typed=typed)
     assert (ended.code, ended.questions, place.teacher.requests) == (2, 1, [])
@@ -150,7 +150,7 @@ def test_any_answer_but_yes_is_exit_2_and_costs_nothing(place: Place, typed: byt
 
 
 def test_ctrl_c_at_the_question_is_exit_130_and_costs_nothing(place: Place) -> None:
-    ended = place.run(interrupt=lambda shown: QUESTION in shown)
+    ended = place.run(typed=b"", interrupt=lambda shown: QUESTION in shown)
     assert (ended.code, ended.questions, place.teacher.requests) == (130, 1, [])
     assert ended.shown.splitlines()[-1] == "interrupted: run the same again to go on"
 
