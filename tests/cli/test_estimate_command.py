@@ -9,20 +9,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 
-from potstill.artifacts import ArtifactStore, StageKey
+from potstill.artifacts import ArtifactStore
 from potstill.cli import main
-from potstill.evaluation import generate
-from potstill.recipe import Student, Training
-from potstill.records import Completion, Usage, write_parquet
-from potstill.student.base import resolve_base
-from potstill.training import launch
-from potstill.training.spec import TrainingSpec, TrainingStatus
+from potstill.recipe import Student
 from tests.batch_teacher import BatchTeacher
+from tests.estimating import Ended, record_earlier_run
 from tests.fake_teacher import BAD_REQUEST, PRICE, SERVER_ERROR, FakeTeacher, error
 
 ROOT = Path(__file__).parents[2]
@@ -34,36 +30,6 @@ FIRST, FOURTH = "#0008", "#0002"
 FOUR = ("--smoke", 4, "--json")
 QUICK = (2, 0.001, 0.01, 20)
 """Retries without the pauses."""
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """What a program reads: the one line."""
-        (line,) = self.out.splitlines()
-        return json.loads(line)
-
-    def line(self, name: str) -> str:
-        """What is said of it under the table."""
-        (found,) = [line for line in self.out.splitlines() if line.startswith(f"{name}  ")]
-        return found.removeprefix(name).strip()
-
-    def row(self, name: str) -> list[str]:
-        """The cells of a row of the table, the words of one that is broken over lines put together again."""
-        rows: list[list[str]] = []
-        for line in self.out.splitlines():
-            if line.startswith("│"):
-                cells = [cell.strip() for cell in line.strip("│").split("│")]
-                if cells[1]:
-                    rows.append(cells)
-                else:
-                    rows[-1] = [" ".join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
-        (found,) = [cells for cells in rows if cells[0].startswith(name)]
-        return found
 
 
 @pytest.fixture(autouse=True)
@@ -253,34 +219,7 @@ def test_the_machine_s_share_is_what_the_same_base_took_before(
     store = ArtifactStore(place / "home")
     student = Student(base=str(place / "base"))
 
-    def write_student(directory: Path) -> int:
-        spec = TrainingSpec(
-            run_dir="", method="sft", rows="", student=student, base="", revision=None, config=Training(epochs=3)
-        )
-        status = TrainingStatus(steps=8, resumed_from_step=4, examples=100, seconds=300)
-        (directory / "spec.json").write_text(spec.model_dump_json())
-        (directory / "status.json").write_text(status.model_dump_json())
-        return 1
-
-    def write_outputs(directory: Path) -> int:
-        identity, message = resolve_base(student, store).identity, {"role": "assistant", "content": ""}
-        rows = [
-            Completion(
-                prompt_id=str(seconds),
-                teacher=identity,
-                completion="",
-                message=message,
-                finish_reason="stop",
-                usage=Usage(),
-                seconds=seconds,
-            )
-            for seconds in (4, 8)
-        ]
-        write_parquet(directory / "completions.parquet", rows, Completion)
-        return 2
-
-    store.build(StageKey("train", 1, "a" * 64), launch.KIND, write_student)
-    store.build(StageKey("generate", 1, "b" * 64), generate.KIND, write_outputs)
+    record_earlier_run(store, student)
     told = estimate(teacher.url, *FOUR, serving={"usd_per_hour": 36}, training={"epochs": 2}).json
     (prompts,) = (place / "home/artifacts/PromptSet").iterdir()
     splits = json.loads((prompts / "summary.json").read_text())["splits"]
