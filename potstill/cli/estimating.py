@@ -1,5 +1,6 @@
 """The work behind `potstill estimate`: asks a smoke, and works out what the rest will cost."""
 
+from contextlib import closing
 from decimal import Decimal
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, open_store
@@ -12,7 +13,7 @@ from potstill.errors import (
     PotstillError,
     TransientTeacherError,
 )
-from potstill.ledger import Ledger
+from potstill.ledger import Caps, Ledger
 from potstill.llm.pricing import Processing, Rates
 from potstill.machine_time import MachineTime, expect_times
 from potstill.preflight import check
@@ -33,7 +34,8 @@ AT_THE_PROVIDER = (
 def run_estimate(recipe: Recipe, smoke: int, *, as_json: bool) -> int:
     """Ask and show; returns the exit code. Errors: those of the smoke, after what is known was shown."""
     check(recipe)
-    return _Estimating(recipe, smoke, as_json=as_json).run()
+    with closing(Ledger()) as ledger:
+        return _Estimating(recipe, smoke, ledger, as_json=as_json).run()
 
 
 def curate_prompts(recipe: Recipe, store: ArtifactStore) -> ArtifactRef:
@@ -53,9 +55,8 @@ def count_with_progress(plan: TeachPlan, ledger: Ledger) -> Missing:
         return count_missing(plan, ledger, advance)
 
 
-def allowances(recipe: Recipe, plan: TeachPlan, ledger: Ledger) -> list[Allowance]:
-    """What is left of each cap of the recipe."""
-    caps = caps_of(recipe)
+def allowances(plan: TeachPlan, ledger: Ledger, caps: Caps) -> list[Allowance]:
+    """What is left of each cap."""
     named = (("run_usd", plan.run, caps.run_usd), ("month_usd", plan.month(), caps.month_usd))
     return [
         Allowance(name=name, cap_usd=cap, left_usd=max(Decimal(0), cap - ledger.account(account).committed_usd))
@@ -65,13 +66,13 @@ def allowances(recipe: Recipe, plan: TeachPlan, ledger: Ledger) -> list[Allowanc
 
 
 class _Estimating:
-    def __init__(self, recipe: Recipe, smoke: int, *, as_json: bool) -> None:
+    def __init__(self, recipe: Recipe, smoke: int, ledger: Ledger, *, as_json: bool) -> None:
         self.recipe = recipe
         self.as_json = as_json
         self.store = open_store()
         self.prompts = curate_prompts(recipe, self.store)
         self.plan = plan_of(recipe, self.prompts)
-        self.ledger = Ledger()
+        self.ledger = ledger
         self.rows = pick_rows(len(self.plan.rows), smoke)
         self.asked = Step()
 
@@ -127,7 +128,7 @@ class _Estimating:
             judge=None,
             base_outputs=self._machine_cost(times.base_outputs),
             training=self._machine_cost(times.training),
-            budget=allowances(self.recipe, self.plan, self.ledger),
+            budget=allowances(self.plan, self.ledger, caps_of(self.recipe)),
             note=note,
         )
         show_report(report, as_json=self.as_json)

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -10,13 +11,13 @@ from potstill.artifacts import open_store
 from potstill.cli.chat_rows import ChatRows
 from potstill.cli.console import progress, say
 from potstill.cli.inputs import open_rows
+from potstill.cli.questions import is_attended
 from potstill.curation.curate import write_private
 from potstill.errors import (
     BudgetReachedError,
     NotAuthorisedError,
     PermanentTeacherError,
     TransientTeacherError,
-    UsageError,
 )
 from potstill.ledger import Caps, Ledger
 from potstill.llm.terms import check_terms
@@ -24,12 +25,9 @@ from potstill.recipe import Task, Teacher
 from potstill.teacher import collect
 from potstill.teacher.collect import CompletionsSummary
 from potstill.teacher.outcome import BatchReport, Step
-from potstill.teacher.plan import TeachPlan, make_plan, upper_bound_usd
+from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import StoredRows
 from potstill.teacher.session import TeacherSession
-
-ASK_ABOVE_USD = Decimal(10)
-"""On a terminal, a possible bill above this is confirmed first."""
 
 
 class Request(NamedTuple):
@@ -51,8 +49,11 @@ def run_teach(request: Request) -> int:
     check_terms(request.teacher)
     rows = open_rows(request.prompts, redact=request.redact)
     plan = make_plan(rows, request.teacher, request.task)
-    if not request.assume_yes:
-        _confirm(plan)
+    if not request.assume_yes and is_attended():
+        from potstill.cli.confirming import confirm_spending
+
+        with closing(Ledger(request.ledger)) as ledger:
+            confirm_spending(plan, ledger, _caps(request))
     return _Teaching(request, plan, rows).run()
 
 
@@ -92,10 +93,9 @@ class _Teaching:
         return 0
 
     def _ask(self) -> BatchReport:
-        caps = Caps(run_usd=self.request.budget_usd)
         with (
             progress("teach", self.plan.num_answers) as advance,
-            TeacherSession(self.plan, self.ledger, caps) as session,
+            TeacherSession(self.plan, self.ledger, _caps(self.request)) as session,
         ):
 
             def on_step(step: Step) -> None:
@@ -156,11 +156,5 @@ class _Teaching:
         )
 
 
-def _confirm(plan: TeachPlan) -> None:
-    """Ask before a large bill, where somebody is there to answer."""
-    bound = upper_bound_usd(plan)
-    if bound <= ASK_ABOVE_USD or not sys.stdin.isatty():
-        return
-    answer = input(f"{plan.num_answers} requests may cost up to {bound:.2f} USD. Go on? [y/N] ")
-    if answer.strip().lower() not in {"y", "yes"}:
-        raise UsageError("not confirmed: nothing was asked")
+def _caps(request: Request) -> Caps:
+    return Caps(run_usd=request.budget_usd)

@@ -85,7 +85,8 @@ def find_block_key(block: str, base_url: str, load_block: LoadBlock | None) -> s
     check_block_host(block, base_url)
     if load_block is None:
         raise NotAuthorisedError(
-            f"secret block {block} is read by the flow only: here, name a variable of the environment in api_key_env"
+            f"secret block {block} is read by the flow only: here, name a variable of the environment in its place, "
+            "with --set teacher.api_key_block=null --set teacher.api_key_env=NAME"
         )
     key = load_block(block).strip()
     if not _may_be_a_key(key):
