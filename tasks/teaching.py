@@ -11,7 +11,7 @@ from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
 from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import batch_key, split_batches
-from potstill.teacher.sharing import caps_of, plan_of, shared_session
+from potstill.teacher.sharing import begin_sessions, caps_of, plan_of, shared_session
 from potstill.teacher.unfinished import has_open_batches, open_batches
 from tasks.batch_progress import BatchBar
 from tasks.keys import load_block
@@ -22,6 +22,7 @@ from tasks.spending import wait_for
 
 def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """Every prompt answered once. A re-run pays only for what is missing."""
+    begin_sessions()
     plan, ledger = plan_of(recipe, prompts), open_ledger()
     is_collected = open_store().lookup(_collect_key(recipe, prompts)) is not None
     if not is_collected and (recipe.teacher.mode == "batch" or has_open_batches(plan, ledger)):
