@@ -13,7 +13,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import Artifact, TaskRun
+from prefect.client.schemas.objects import Artifact, State, TaskRun
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -22,7 +22,7 @@ from potstill.curation.curate import curate
 from potstill.recipe import Recipe
 from tasks.policies import MAX_BATCHES_AT_ONCE
 from tasks.teaching import teach
-from tests.fake_teacher import PRICE, FakeTeacher, error
+from tests.fake_teacher import PRICE, UNAUTHORISED, FakeTeacher, error
 
 pytestmark = pytest.mark.flow
 
@@ -103,6 +103,23 @@ def test_the_table_of_spend_grows_and_each_batch_has_a_bar_with_its_cost(stage: 
     assert [(done, wanted, tries) for done, wanted, _, tries in told] == [("20", "20", "20")] * BATCHES
     assert {float(str(bar.data)) for bar in bars.values()} == {100.0}
     assert abs(sum(Decimal(cost) for _, _, cost, _ in told) - stage.teacher.billed_usd) < Decimal("0.0002")
+
+
+@pytest.mark.parametrize("why", ["budget", "key"])
+def test_a_run_that_fails_at_once_still_shows_what_it_has_spent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr("tasks.spending.EVERY_SECONDS", 600.0)
+    stage.teacher.latency = 0.0
+    stage.teacher.behaviour = (lambda _: UNAUTHORISED) if why == "key" else None
+    budget = stage.recipe.budget.model_copy(update={"run_usd": Decimal("0.001") if why == "budget" else None})
+    state: State[str] = teach_only(stage.recipe.model_copy(update={"budget": budget}), stage.prompts, return_state=True)
+    assert state.is_failed()
+    assert state.state_details.flow_run_id is not None
+    shown = reports(FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id])))
+    (table,) = [json.loads(str(report.data)) for report in shown if report.key == "spend"]
+    assert sum(row["attempts"] for row in table) == len(stage.teacher.requests) > 0
+    assert sum(Decimal(row["cost_usd"]) for row in table) == stage.teacher.billed_usd
 
 
 def test_a_batch_that_was_answered_is_cached_and_asks_nothing(stage: Stage) -> None:
