@@ -15,12 +15,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, State, TaskRun
 from prefect.runtime import flow_run
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, open_store
 from potstill.curation.curate import curate
 from potstill.recipe import Recipe
-from tasks.policies import MAX_BATCHES_AT_ONCE
+from potstill.teacher.sharing import stop_sessions
 from tasks.teaching import teach
 from tests.fake_teacher import PRICE, UNAUTHORISED, FakeTeacher, error
 
@@ -33,7 +32,7 @@ RECORDED_SECONDS = 60
 """The server records task runs some seconds after they end."""
 
 
-@flow(task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE), persist_result=True)
+@flow(persist_result=True)
 def teach_only(recipe: Recipe, prompts: ArtifactRef) -> str:
     """The teacher stage of the parent flow; returns the run's id."""
     teach(recipe, prompts)
@@ -138,3 +137,14 @@ def test_a_batch_that_was_cut_short_is_seen_to_be_tried_again_and_pays_for_nothi
     assert {task.run_count for task in ended.values()} >= {2}
     answered = [asked.body["messages"][-1]["content"] for asked in stage.teacher.requests if asked.status == 200]
     assert len(answered) == len(set(answered)) == PROMPTS
+
+
+def test_small_batches_leave_as_many_requests_in_flight_as_the_recipe_allows_even_after_an_interrupted_run(
+    stage: Stage,
+) -> None:
+    stop_sessions()
+    stage.teacher.latency = 1.0
+    teacher = stage.recipe.teacher.model_copy(update={"batch_size": 1, "concurrency": 12})
+    teach_only(stage.recipe.model_copy(update={"teacher": teacher}), stage.prompts)
+    began = [asked.started_at for asked in stage.teacher.requests]
+    assert max(sum(at <= other < at + 1.0 for other in began) for at in began) == 12
