@@ -99,8 +99,7 @@ class _Estimating:
     def _ask(self) -> None:
         def on_step(step: Step) -> None:
             self.asked = self.asked.plus(step)
-            shown = f"{self.asked.cost_usd:.4f} USD"
-            advance(self.asked.found + self.asked.answered, shown, before=self.asked.found)
+            advance(self.asked.found + self.asked.answered, self.asked.describe(), before=self.asked.found)
 
         with progress("smoke", len(self.rows) * self.plan.teacher.samples) as advance:
             ask_smoke(self.plan, self.ledger, caps_of(self.recipe), self.rows, on_step)

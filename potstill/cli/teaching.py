@@ -100,8 +100,7 @@ class _Teaching:
 
             def on_step(step: Step) -> None:
                 self.done = self.done.plus(step)
-                shown = f"{self.done.cost_usd:.4f} USD"
-                advance(self.done.found + self.done.answered, shown, before=self.done.found)
+                advance(self.done.found + self.done.answered, self.done.describe(), before=self.done.found)
 
             if self.plan.teacher.mode == "online":
                 session.collect_batches(self._tell)

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Artifact, State, TaskRun
 from prefect.runtime import flow_run
 
@@ -21,7 +21,7 @@ from potstill.curation.curate import curate
 from potstill.recipe import Recipe
 from potstill.teacher.sharing import stop_sessions
 from tasks.teaching import teach
-from tests.fake_teacher import PRICE, UNAUTHORISED, FakeTeacher, error
+from tests.fake_teacher import PRICE, SERVER_ERROR, UNAUTHORISED, FakeTeacher, error
 
 pytestmark = pytest.mark.flow
 
@@ -71,6 +71,14 @@ def reports(run: FlowRunFilter) -> list[Artifact]:
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(flow_run_filter=run)
     return sorted(found, key=lambda report: str(report.created))
+
+
+def logged(run: FlowRunFilter) -> list[str]:
+    with get_client(sync_client=True) as client:
+        return [
+            line.message
+            for line in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=run.id and run.id.any_)))
+        ]
 
 
 def batches(run: FlowRunFilter) -> dict[str, TaskRun]:
@@ -137,6 +145,17 @@ def test_a_batch_that_was_cut_short_is_seen_to_be_tried_again_and_pays_for_nothi
     assert {task.run_count for task in ended.values()} >= {2}
     answered = [asked.body["messages"][-1]["content"] for asked in stage.teacher.requests if asked.status == 200]
     assert len(answered) == len(set(answered)) == PROMPTS
+
+
+def test_what_fails_is_in_the_bar_and_the_log_of_its_batch(stage: Stage) -> None:
+    stage.teacher.fail_next(SERVER_ERROR)
+    run = stage.run()
+    bars = [str(report.description) for report in reports(run) if report.type == "progress"]
+    assert sum(", 1 failed: HTTP 500" in bar for bar in bars) == 1
+    deadline = time.monotonic() + RECORDED_SECONDS
+    while not any(line.startswith("1 failed: HTTP 500") for line in logged(run)):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def test_small_batches_leave_as_many_requests_in_flight_as_the_recipe_allows_even_after_an_interrupted_run(
