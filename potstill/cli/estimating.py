@@ -3,16 +3,11 @@
 from decimal import Decimal
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, open_store
-from potstill.cli.console import progress
+from potstill.cli.console import how_it_ended, progress
 from potstill.cli.estimate_report import Allowance, CostReport, MachineCost, SmokeReport, show_report
 from potstill.curation import curate as curation
-from potstill.errors import (
-    BudgetReachedError,
-    NotAuthorisedError,
-    PotstillError,
-    TransientTeacherError,
-)
-from potstill.ledger import Ledger
+from potstill.errors import PotstillError, TransientTeacherError
+from potstill.ledger import Caps, Ledger
 from potstill.llm.pricing import Processing, Rates
 from potstill.machine_time import MachineTime, expect_times
 from potstill.preflight import check
@@ -53,9 +48,8 @@ def count_with_progress(plan: TeachPlan, ledger: Ledger) -> Missing:
         return count_missing(plan, ledger, advance)
 
 
-def allowances(recipe: Recipe, plan: TeachPlan, ledger: Ledger) -> list[Allowance]:
-    """What is left of each cap of the recipe."""
-    caps = caps_of(recipe)
+def allowances(caps: Caps, plan: TeachPlan, ledger: Ledger) -> list[Allowance]:
+    """What is left of each cap."""
     named = (("run_usd", plan.run, caps.run_usd), ("month_usd", plan.month(), caps.month_usd))
     return [
         Allowance(name=name, cap_usd=cap, left_usd=max(Decimal(0), cap - ledger.account(account).committed_usd))
@@ -84,7 +78,7 @@ class _Estimating:
             if not is_at_the_provider:
                 self._ask()
         except (PotstillError, KeyboardInterrupt) as error:
-            self._show(_status(error), rest)
+            self._show(how_it_ended(error), rest)
             raise
         sample = read_sample(self.plan, self.ledger, self.rows)
         unanswered = len(self.rows) - len(sample.prompts)
@@ -126,7 +120,7 @@ class _Estimating:
             judge=None,
             base_outputs=self._machine_cost(times.base_outputs),
             training=self._machine_cost(times.training),
-            budget=allowances(self.recipe, self.plan, self.ledger),
+            budget=allowances(caps_of(self.recipe), self.plan, self.ledger),
             note=note,
         )
         show_report(report, as_json=self.as_json)
@@ -149,13 +143,3 @@ class _Estimating:
         seconds = None if time.seconds is None else Decimal(f"{time.seconds:.3f}")
         usd = None if seconds is None else seconds * per_hour / HOUR_SECONDS
         return MachineCost(cost_usd=usd, seconds=time.seconds, how=time.how)
-
-
-def _status(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if isinstance(error, BudgetReachedError):
-        return "budget_reached"
-    if isinstance(error, NotAuthorisedError):
-        return "not_authorised"
-    return "incomplete" if isinstance(error, TransientTeacherError) else "failed"

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any, NamedTuple
-
-import orjson
 
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
-from potstill.llm.messages import ChatRequest, hidden_tokens, schema_format, with_instructions
+from potstill.llm.messages import ChatRequest, schema_format, with_instructions
 from potstill.llm.pricing import Processing, Rates, find_rates
-from potstill.llm.providers import PROVIDERS, base_url_of
+from potstill.llm.providers import base_url_of
 from potstill.recipe import Task, Teacher
 from potstill.records import Message, Prompt
 from potstill.teacher import quality
@@ -117,17 +114,6 @@ def batch_key(plan: TeachPlan, batch: range, ledger_id: str) -> StageKey:
     """The key of a batch: done once every answer of it stands in that ledger."""
     content = {"plan": plan.key.digest, "rows": [batch.start, batch.stop], "ledger": ledger_id}
     return StageKey(BATCH_STAGE, VERSION, fingerprint(content))
-
-
-def upper_bound_usd(plan: TeachPlan) -> Decimal:
-    """What asking everything once cannot exceed, in USD."""
-    provider = PROVIDERS[plan.teacher.provider]
-
-    def bound(request: ChatRequest) -> Decimal:
-        size = len(orjson.dumps(provider.body(request)))
-        return plan.rates.upper_bound(size, request.max_tokens, hidden_tokens(request))
-
-    return sum((bound(answer.request) for answer in plan.answers()), Decimal(0))
 
 
 def request_for(

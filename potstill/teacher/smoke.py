@@ -9,6 +9,7 @@ import orjson
 
 from potstill.ledger import Caps, KeyCost, Ledger
 from potstill.ledger.entries import Answer
+from potstill.llm.messages import hidden_tokens
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.retrying import RetryPolicy
 from potstill.records import Usage
@@ -116,7 +117,8 @@ def _lacking(plan: TeachPlan, ledger: Ledger, chunk: Sequence[PlannedAnswer]) ->
     """Each request is encoded once, as it would be sent, and forgotten; one that stands in two rows counts once."""
     missing = ledger.look_up(answer.key for answer in chunk).missing
     wanted = {answer.key: answer for answer in chunk if answer.key in missing}
-    return Missing(len(wanted), sum(_request_bytes(plan, answer) for answer in wanted.values()))
+    size = sum(_request_bytes(plan, answer) for answer in wanted.values())
+    return Missing(len(wanted), size, sum(hidden_tokens(answer.request) for answer in wanted.values()))
 
 
 class _Known(NamedTuple):
