@@ -45,7 +45,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: FakeTeacher)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     where = ["--out", str(tmp_path / "out"), "--base-url", teacher.url, "--provider", "openai_compatible"]
-    return ["teach", str(prompts), *where, "--model", "fake-1", "--price", PRICE, "--json"]
+    return ["teach", str(prompts), *where, "--model", "fake-1", "--json"]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def teach(given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr("potstill.cli.teaching.is_attended", lambda: at_a_terminal)
         monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
         with pytest.raises(SystemExit) as ended:
-            main([*given, *map(str, flags)])
+            main([*given, *([] if "--price" in flags else ["--price", PRICE]), *map(str, flags)])
         printed = capsys.readouterr()
         return Seen(int(ended.value.code or 0), printed.out, printed.err)
 
@@ -86,6 +86,13 @@ def test_the_question_counts_what_the_flags_may_cost(teach: Teach, flags: tuple[
     assert f"may cost up to {most}. Go on?" in teach(*flags).err
 
 
+def test_what_a_provider_adds_for_tools_counts_too(teach: Teach, given: list[str]) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    line = {"id": "row-0", "messages": [{"role": "user", "content": "Look."}], "tools": tools}
+    Path(given[1]).write_text(json.dumps(line) + "\n")
+    assert "Go on?" in teach("--price", "20000,1").err, "its bytes alone are less than 10 USD"
+
+
 @pytest.mark.parametrize("flags", [("--budget-usd", "0.5"), ("--yes",)])
 def test_what_the_budget_or_the_user_has_settled_is_not_asked(teach: Teach, flags: tuple[object, ...]) -> None:
     assert "Go on?" not in teach(*flags).err
@@ -110,7 +117,7 @@ def test_the_question_goes_to_the_terminal_and_never_into_what_is_read_by_progra
     os.write(ours, b"n\n")
     with (tmp_path / "said").open("w") as said:
         errors = theirs if errors_go_to == "the terminal" else said
-        command = [sys.executable, "-m", "potstill.cli", *given]
+        command = [sys.executable, "-m", "potstill.cli", *given, "--price", PRICE]
         ended = subprocess.run(command, stdin=theirs, stdout=subprocess.PIPE, stderr=errors, timeout=60, check=False)
     os.close(theirs)
     if errors_go_to == "a file":
