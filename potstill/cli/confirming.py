@@ -1,5 +1,6 @@
 """Whether a bill is large enough to ask who sits at a terminal before it."""
 
+import math
 from contextlib import closing
 from decimal import Decimal
 
@@ -7,10 +8,10 @@ from potstill.artifacts import open_store
 from potstill.cli.estimating import allowances, count_with_progress, curate_prompts
 from potstill.cli.questions import ask_to_go_on
 from potstill.ledger import Caps, Ledger
-from potstill.llm.pricing import Processing
+from potstill.llm.pricing import Processing, Rates
 from potstill.recipe import Recipe, Teacher
 from potstill.report.page import format_usd
-from potstill.teacher.estimate import Cost, Missing, estimate_cost
+from potstill.teacher.estimate import Cost, Missing, bound_usd, estimate_cost
 from potstill.teacher.plan import TeachPlan, rates_of
 from potstill.teacher.sharing import caps_of, plan_of
 from potstill.teacher.smoke import pick_rows, read_sample
@@ -37,16 +38,17 @@ def confirm_spending(plan: TeachPlan, ledger: Ledger, caps: Caps) -> None:
     sample = read_sample(plan, ledger, pick_rows(len(plan.rows), SMOKE_PROMPTS))
     rates = rates_of(plan.teacher, _dearest_mode(plan.teacher))
     cost = estimate_cost(sample.prompts, missing, rates, plan.teacher.max_tokens)
-    left = min((row.left_usd for row in allowances(plan, ledger, caps)), default=cost.bound_usd)
-    likely = cost.bound_usd if cost.high_usd is None else cost.high_usd
+    most = cost.bound_usd + _further_samples_usd(missing, rates, plan.teacher)
+    left = min((row.left_usd for row in allowances(plan, ledger, caps)), default=most)
+    likely = most if cost.high_usd is None else cost.high_usd
     if min(likely, left) <= ASK_ABOVE_USD:
         return
-    within = f"; the budget admits {format_usd(left)}" if left < cost.bound_usd else ""
-    ask_to_go_on(f"{_describe(cost, missing, is_recipe=plan.recipe is not None)}{within}")
+    within = f"; the budget admits {format_usd(left)}" if left < most else ""
+    ask_to_go_on(f"{_describe(cost, most, missing, is_recipe=plan.recipe is not None)}{within}")
 
 
-def _describe(cost: Cost, missing: Missing, *, is_recipe: bool) -> str:
-    what = f"{missing.answers:,} answers are missing and may cost up to {format_usd(cost.bound_usd)}"
+def _describe(cost: Cost, most: Decimal, missing: Missing, *, is_recipe: bool) -> str:
+    what = f"{missing.answers:,} answers are missing and may cost up to {format_usd(most)}"
     if cost.expected_usd is None:
         more = f" (`potstill estimate` tells more for the price of {SMOKE_PROMPTS} prompts)"
         return what + (more if is_recipe else "")
@@ -54,6 +56,13 @@ def _describe(cost: Cost, missing: Missing, *, is_recipe: bool) -> str:
         "" if cost.low_usd is None else f", 95 % interval {format_usd(cost.low_usd)} – {format_usd(cost.high_usd)}"
     )
     return f"{what}; expected are {format_usd(cost.expected_usd)}{interval}"
+
+
+def _further_samples_usd(missing: Missing, rates: Rates, teacher: Teacher) -> Decimal:
+    """What `quality_retries` may add: the next sample of every prompt, each with twice the room for every one cut off."""
+    prompts = Missing(*(math.ceil(number / teacher.samples) for number in missing))
+    cut_off = range(teacher.samples, teacher.samples + teacher.quality_retries)
+    return sum((bound_usd(prompts, rates, teacher.max_tokens * 2**times) for times in cut_off), Decimal(0))
 
 
 def _dearest_mode(teacher: Teacher) -> Processing:

@@ -4,15 +4,10 @@ from contextlib import closing
 from decimal import Decimal
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, open_store
-from potstill.cli.console import progress
+from potstill.cli.console import how_it_ended, progress
 from potstill.cli.estimate_report import Allowance, CostReport, MachineCost, SmokeReport, show_report
 from potstill.curation import curate as curation
-from potstill.errors import (
-    BudgetReachedError,
-    NotAuthorisedError,
-    PotstillError,
-    TransientTeacherError,
-)
+from potstill.errors import PotstillError, TransientTeacherError
 from potstill.ledger import Caps, Ledger
 from potstill.llm.pricing import Processing, Rates
 from potstill.machine_time import MachineTime, expect_times
@@ -85,7 +80,7 @@ class _Estimating:
             if not is_at_the_provider:
                 self._ask()
         except (PotstillError, KeyboardInterrupt) as error:
-            self._show(_status(error), rest)
+            self._show(how_it_ended(error), rest)
             raise
         sample = read_sample(self.plan, self.ledger, self.rows)
         unanswered = len(self.rows) - len(sample.prompts)
@@ -100,8 +95,7 @@ class _Estimating:
     def _ask(self) -> None:
         def on_step(step: Step) -> None:
             self.asked = self.asked.plus(step)
-            shown = f"{self.asked.cost_usd:.4f} USD"
-            advance(self.asked.found + self.asked.answered, shown, before=self.asked.found)
+            advance(self.asked.found + self.asked.answered, self.asked.describe(), before=self.asked.found)
 
         with progress("smoke", len(self.rows) * self.plan.teacher.samples) as advance:
             ask_smoke(self.plan, self.ledger, caps_of(self.recipe), self.rows, on_step)
@@ -151,13 +145,3 @@ class _Estimating:
         seconds = None if time.seconds is None else Decimal(f"{time.seconds:.3f}")
         usd = None if seconds is None else seconds * per_hour / HOUR_SECONDS
         return MachineCost(cost_usd=usd, seconds=time.seconds, how=time.how)
-
-
-def _status(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if isinstance(error, BudgetReachedError):
-        return "budget_reached"
-    if isinstance(error, NotAuthorisedError):
-        return "not_authorised"
-    return "incomplete" if isinstance(error, TransientTeacherError) else "failed"

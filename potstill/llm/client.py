@@ -34,6 +34,8 @@ class Attempt(NamedTuple):
     """True where nobody can say whether the provider counted it: cut off, timed out, unreadable."""
     limits: Mapping[LimitName, Limit] = {}
     """The server's buckets, where the reply tells of them."""
+    is_late: bool = False
+    """Whether the time that a request may take ran out."""
 
 
 class ChatClient:
@@ -154,7 +156,7 @@ class ChatClient:
         message = (
             f"no answer within {self._timeout_seconds:g} s" if is_late else f"connection lost: {self._describe(error)}"
         )
-        return Attempt(Failure("transient", message), None, may_be_billed=True)
+        return Attempt(Failure("transient", message), None, may_be_billed=True, is_late=is_late)
 
     def _unsent(self, error: BaseException) -> Attempt | None:
         """The attempt of a request that never left this machine; None where it may have."""

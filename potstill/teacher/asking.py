@@ -11,7 +11,7 @@ from potstill.ledger.entries import Caps, Purpose
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.spend import add_up
 from potstill.llm.client import ChatClient
-from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
+from potstill.llm.retrying import PROBE_TIMEOUTS, RetryPolicy, UnansweredError, retrying
 from potstill.teacher.mending import retries_wanted
 from potstill.teacher.outcome import BatchReport, RefusedError, Step, Tally
 from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
@@ -159,7 +159,7 @@ class Asker:
         Where the endpoint replies and only the answer cannot be used, the fault may be the prompt's: the next one tries.
         """
         try:
-            sent = await self._retry(answer, on_step)
+            sent = await self._retry(answer, on_step, timeouts=PROBE_TIMEOUTS)
         except UnansweredError as error:
             self._failed_probes += 1
             if not self._sender.has_replied or self._failed_probes == PROBES:
@@ -175,9 +175,9 @@ class Asker:
         self._is_reached = self._sender.has_replied
         return sent
 
-    async def _retry(self, answer: PlannedAnswer, on_step: OnStep) -> str:
+    async def _retry(self, answer: PlannedAnswer, on_step: OnStep, timeouts: int | None = None) -> str:
         try:
-            async for attempt in retrying(self._policy, self._stop.sleep):
+            async for attempt in retrying(self._policy, self._stop.sleep, timeouts=timeouts):
                 with attempt:
                     return await self._send(answer, on_step)
         except UnansweredError as error:

@@ -14,7 +14,7 @@ from potstill.llm.messages import ChatRequest, Reply, hidden_tokens, shared_pref
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
-from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of
+from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of, step_of
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.stopping import Stop
 
@@ -94,7 +94,7 @@ class Sender:
             await self._ledger.settle(settlement)
         self._settled.set()  # wakes all that wait; who waits next waits for the next
         self._settled = asyncio.Event()
-        on_step(Step(1, int(settlement.status == "answered"), cost_usd=settlement.cost_usd))
+        on_step(step_of(settlement))
         self._judge(attempt)
         return "answered"
 
@@ -208,4 +208,6 @@ class Sender:
             )
         self._stop.check()
         is_refused = failure.cause == "rate_limit"
-        raise UnansweredError(failure.message, failure.retry_after_seconds, is_rate_limited=is_refused)
+        raise UnansweredError(
+            failure.message, failure.retry_after_seconds, is_rate_limited=is_refused, is_late=attempt.is_late
+        )

@@ -1,10 +1,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from potstill.cli import main
 from tests.fake_teacher import (
     BAD_REQUEST,
+    HANG,
     NOT_FOUND,
     PRICE,
     SERVER_ERROR,
@@ -250,6 +253,37 @@ def test_an_address_that_is_wrong_is_exit_1_and_failed(
     ended = run(capsys, arguments(prompts, teacher.url))
     assert (ended.code, ended.summary["status"], len(teacher.requests)) == (1, "failed", 1)
     assert "check the model's name and base_url" in ended.err
+
+
+def test_a_ledger_that_breaks_is_exit_1_and_the_summary_says_what_is_still_known(
+    prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_SECONDS", 0.2)
+
+    def drop_the_table(asked: Asked) -> None:
+        if asked.number == 3:
+            with closing(sqlite3.connect(prompts.parent / "home/ledger.db")) as ledger:
+                ledger.execute("DROP TABLE attempts")
+
+    with FakeTeacher(drop_the_table) as teacher:
+        ended = run(capsys, arguments(prompts, teacher.url, "--concurrency", 1))
+    assert ended.code == 1
+    assert "no such table: attempts" in ended.err
+    assert list(ended.summary) == SUMMARY
+    assert (ended.summary["status"], ended.summary["attempts"], ended.summary["answered"]) == ("failed", 3, None)
+
+
+def test_an_interrupted_command_is_exit_130_and_sums_up_what_was_answered(prompts: Path) -> None:
+    with FakeTeacher(lambda asked: HANG if asked.number == 3 else None) as teacher:
+        command = [sys.executable, "-m", "potstill.cli", *arguments(prompts, teacher.url, "--concurrency", 1)]
+        started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        teacher.wait_for(4)
+        started.send_signal(signal.SIGINT)
+        out, err = started.communicate(timeout=20)
+    summary = json.loads(out)
+    assert (started.returncode, summary["status"], summary["answered"]) == (130, "interrupted", 3)
+    assert summary["unknown_usd"] > 0, "what was in flight may be billed"
+    assert err == "interrupted: run the same again to go on\n"
 
 
 def test_a_prompt_set_is_taught_like_the_file_that_it_was_made_of(
