@@ -103,12 +103,16 @@ def claim(database: Database, connection: Connection, token: str, owner_id: int)
 
 
 def in_flight(connection: Connection, token: str) -> Iterator[BatchedAttempt]:
-    """The requests of a batch that no result has closed; `unknown` where somebody took it for lost."""
+    """The requests of a batch that no result has closed, in the order in which they were begun.
+
+    They are `unknown` where somebody took it for lost.
+    """
     names = ("id", "answer_key", "prompt_id", "run", "month", "purpose", "provider", "model")
     query = (
         select(*(attempts.c[name] for name in names), attempts.c.bound_usd, prices.c.content.label("price"))
         .join(prices, prices.c.id == attempts.c.price)
         .where(attempts.c.batch == token, attempts.c.status.in_(["in_flight", "unknown"]))
+        .order_by(attempts.c.id)
     )
     rates: dict[str, Rates] = {}
     for row in connection.execute(query):

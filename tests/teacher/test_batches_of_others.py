@@ -1,0 +1,141 @@
+"""What another run has handed in at the same endpoint: waited for where it holds the same prompts, and left to its owner."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from potstill.errors import PermanentTeacherError
+from potstill.ledger import Ledger
+from potstill.ledger.entries import NO_CAPS
+from potstill.ledger.spend import add_up
+from potstill.llm.retrying import RetryPolicy
+from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.rows import ListedRows
+from potstill.teacher.session import TeacherSession
+from tests.batch_teacher import BatchTeacher, error, refuse
+from tests.fake_teacher import make_teacher, numbered_rows
+
+QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
+
+
+class Left(BaseException):
+    """The process ends here, and its batch goes on."""
+
+
+@pytest.fixture
+def url(ledger_url: str) -> str:
+    return ledger_url
+
+
+@pytest.fixture
+def teacher() -> Iterator[BatchTeacher]:
+    with BatchTeacher() as teacher:
+        teacher.polls = 10**6
+        yield teacher
+
+
+def planned(teacher: BatchTeacher, count: int = 5, first: int = 0, **fields: Any) -> TeachPlan:
+    given = {"provider": "openai_compatible", "batch_poll_seconds": 0.02, "mode": "batch", **fields}
+    return make_plan(ListedRows(numbered_rows(count, first)), make_teacher(teacher.url, **given), None)
+
+
+def ask(plan: TeachPlan, url: str, say: Callable[[str], None] | None = None) -> Any:
+    with TeacherSession(plan, Ledger(url), NO_CAPS, QUICK) as session:
+        return session.answer_in_batches(say=say)
+
+
+def hand_in(plan: TeachPlan, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run does that ends while its batch goes on."""
+
+    def leave(said: str) -> None:
+        if "the provider says" in said:
+            raise Left
+
+    with pytest.raises(Left):
+        ask(plan, url, leave)
+    monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
+
+
+def statuses(plan: TeachPlan, url: str) -> dict[str, int]:
+    return {row.status: row.attempts for row in Ledger(url).spend(plan.run)}
+
+
+class TestOfOtherPrompts:
+    @pytest.fixture
+    def theirs(self, teacher: BatchTeacher, url: str, monkeypatch: pytest.MonkeyPatch) -> TeachPlan:
+        theirs = planned(teacher)
+        hand_in(theirs, url, monkeypatch)
+        teacher.polls = 0
+        return theirs
+
+    @pytest.fixture
+    def mine(self, teacher: BatchTeacher) -> TeachPlan:
+        return planned(teacher, first=100)
+
+    def end(self, teacher: BatchTeacher, *errors: dict[str, Any]) -> None:
+        batch = next(iter(teacher.batches.values()))
+        batch.errors.extend(errors)
+        teacher.finish(batch)
+
+    def test_one_that_ends_is_settled_for_its_owner(
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan, mine: TeachPlan
+    ) -> None:
+        self.end(teacher)
+        report = ask(mine, url)
+        assert (report.answered, report.attempts) == (5, 5)
+        assert statuses(theirs, url) == {"answered": 5}
+
+    def test_lines_at_fault_are_refused_and_this_run_goes_on(
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan, mine: TeachPlan
+    ) -> None:
+        self.end(teacher, {"code": "invalid_request", "message": "bad parameter", "line": 2})
+        assert ask(mine, url).answered == 5
+        assert statuses(theirs, url) == {"refused": 1, "failed": 4}
+        (refused,) = Ledger(url).look_up(answer.key for answer in theirs.answers()).refused
+        assert refused == list(theirs.answers())[1].key
+
+    @pytest.mark.parametrize("code", ["model_not_found", "billing_hard_limit_reached", "token_limit_exceeded"])
+    def test_one_that_is_rejected_as_a_whole_ends_the_run_of_its_owner_only(
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan, mine: TeachPlan, code: str
+    ) -> None:
+        self.end(teacher, {"code": code, "message": "no", "line": None})
+        assert ask(mine, url).answered == 5
+        assert [len(batch.requests) for batch in teacher.batches.values()] == [5, 5], "nor is this run's queue full"
+        assert statuses(theirs, url) == {"failed": 5}
+
+    def test_a_key_that_its_requests_are_refused_is_its_owners_affair(
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan, mine: TeachPlan
+    ) -> None:
+        teacher.outcomes = {"#0002": error(403, "permission_error")}
+        self.end(teacher)
+        assert ask(mine, url).answered == 5
+        assert statuses(theirs, url) == {"answered": 4, "failed": 1}
+
+    @pytest.mark.parametrize("status", [401, 404])
+    def test_one_that_this_key_does_not_see_stays_as_it_is(
+        self,
+        teacher: BatchTeacher,
+        url: str,
+        theirs: TeachPlan,
+        mine: TeachPlan,
+        status: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("potstill.teacher.watching.PATIENCE_SECONDS", 0.0)
+        teacher.fail_next("state", refuse(status))
+        assert ask(mine, url).answered == 5
+        assert statuses(theirs, url) == {"in_flight": 5}
+        self.end(teacher)
+        assert ask(theirs, url).answered == 5
+
+    def test_its_owner_is_told_when_it_hands_in_the_same_again(
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan, mine: TeachPlan
+    ) -> None:
+        broken = {"code": "model_not_found", "message": "no such model", "line": None}
+        self.end(teacher, broken)
+        ask(mine, url)
+        teacher.rejections = [[broken]]
+        with pytest.raises(PermanentTeacherError, match="no such model"):
+            ask(theirs, url)
+        assert add_up(Ledger(url).spend(theirs.run)).cost_usd == 0
