@@ -1,4 +1,4 @@
-"""What a batch asks for."""
+"""What a batch asks for, and what becomes of one whose creation nobody confirmed."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from potstill.errors import TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
 from potstill.llm.pricing import Rates
@@ -15,7 +16,8 @@ from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
-from tests.batch_teacher import BatchTeacher
+from potstill.teacher.watching import LOOKS
+from tests.batch_teacher import BatchTeacher, refuse
 from tests.fake_teacher import make_teacher, numbered_rows
 
 
@@ -55,3 +57,25 @@ def test_a_long_shared_beginning_asks_for_the_prompt_cache_within_the_bound(
     sent = [(len(json.dumps(body)), body["max_tokens"]) for _, body in batch.requests]
     assert reserved[0] >= sum(rates.upper_bound(*one) for one in sent)
     assert report.answered == 5
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai_compatible"])
+def test_a_creation_that_was_refused_for_now_is_looked_for_before_it_is_handed_in_anew(
+    ledger: Ledger, teacher: BatchTeacher, provider: str
+) -> None:
+    plan = planned(teacher, provider=provider)
+    teacher.fail_next("create", refuse(429), refuse(429))
+    with pytest.raises(TransientTeacherError):
+        ask(plan, ledger)
+    (left,) = ledger.open_batches(provider, teacher.url)
+    assert (left.status, left.batch_id, teacher.batches) == ("submitting", None, {})
+    assert ledger.account(plan.run).reserved_usd > 0, "it may be there after all"
+    teacher.calls.clear()
+    said: list[str] = []
+    assert ask(plan, ledger, said.append).answered == 5
+    operations = teacher.operations()
+    assert operations[: operations.index("create")].count("list") >= LOOKS
+    assert f"batch {left.token} never reached the provider" in said
+    assert [len(batch.requests) for batch in teacher.batches.values()] == [5]
+    assert not teacher.billed_twice()
+    assert ledger.account(plan.run).reserved_usd == 0
