@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TeacherError, TransientTeacherError
@@ -37,16 +37,24 @@ class BatchWatch:
     Args:
         rates: what a batch costs now.
         say: is told, in one line, what a batch does.
+        keys: the answers that count as the plan's; all where none are named.
     """
 
     def __init__(
-        self, plan: TeachPlan, ledger: Ledger, protocol: BatchProtocol, rates: Rates, say: Callable[[str], None]
+        self,
+        plan: TeachPlan,
+        ledger: Ledger,
+        protocol: BatchProtocol,
+        rates: Rates,
+        say: Callable[[str], None],
+        keys: Collection[str] | None = None,
     ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._protocol = protocol
         self._rates = rates
         self._say = say
+        self._keys = keys
         self._looks: Counter[str] = Counter()
         self._failing_since: dict[str, float] = {}
 
@@ -94,6 +102,8 @@ class BatchWatch:
         return Look(waiting=state is not None)
 
     def _ours(self) -> set[str]:
+        if self._keys is not None:
+            return self._ledger.batches_holding(self._keys)
         keys = (answer.key for answers in in_order(self._plan, self._ledger) for answer in answers)
         return self._ledger.batches_holding(keys)
 

@@ -1,6 +1,8 @@
 """What another run has handed in at the same endpoint: waited for where it holds the same prompts, and left to its owner."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
 from potstill.ledger.spend import add_up
 from potstill.llm.retrying import RetryPolicy
+from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
@@ -139,3 +142,93 @@ class TestOfOtherPrompts:
         with pytest.raises(PermanentTeacherError, match="no such model"):
             ask(theirs, url)
         assert add_up(Ledger(url).spend(theirs.run)).cost_usd == 0
+
+
+class TestOfTheSamePrompts:
+    """They are handed in while somebody asks online, and whoever did so has gone."""
+
+    @pytest.fixture
+    def session(self, teacher: BatchTeacher, url: str) -> Iterator[TeacherSession]:
+        with TeacherSession(planned(teacher, 12, mode="online"), Ledger(url), NO_CAPS, QUICK) as session:
+            yield session
+
+    @pytest.fixture
+    def theirs(
+        self, teacher: BatchTeacher, session: TeacherSession, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> TeachPlan:
+        """Half of the session's prompts."""
+        hand_in(planned(teacher, 6), url, monkeypatch)
+        return planned(teacher, 6)
+
+    def test_the_others_are_asked_for_then_it_is_waited_for_and_what_it_left_is_asked_for_too(
+        self, teacher: BatchTeacher, session: TeacherSession, url: str, theirs: TeachPlan
+    ) -> None:
+        teacher.outcomes = {"#0003": error(500, "api_error")}
+        asked: list[int] = []
+        steps: list[Step] = []
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            if "waiting for it" in line:
+                asked.append(teacher.operations().count("ask"))
+                for batch in teacher.batches.values():
+                    batch.polls_left = 1
+
+        report = session.answer(on_step=steps.append, say=say)
+        assert asked == [6]
+        assert said[0] == "another run has handed in 6 of these prompts as a batch: waiting for it"
+        assert (report.answers, report.found, report.answered, report.unanswered) == (12, 5, 7, 0)
+        assert sum(step.found + step.answered for step in steps) == 12
+        assert not teacher.billed_twice()
+        assert add_up(Ledger(url).spend(theirs.run)).answered == 5
+
+    def test_one_that_is_rejected_is_asked_for_online(
+        self, teacher: BatchTeacher, session: TeacherSession, theirs: TeachPlan
+    ) -> None:
+        (batch,) = teacher.batches.values()
+        batch.errors.append({"code": "model_not_found", "message": "no such model", "line": None})
+        teacher.finish(batch)
+        assert session.answer().answered == 12
+
+    def test_one_at_another_address_is_left_to_whoever_knows_it(
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan
+    ) -> None:
+        with BatchTeacher() as elsewhere:
+            plan = planned(elsewhere, 12, mode="online")
+            with TeacherSession(plan, Ledger(url), NO_CAPS, QUICK) as session:
+                report = session.answer()
+        assert (report.answered, report.unanswered) == (6, 6)
+        assert "another address" in str(report.last_error)
+
+    def test_many_callers_wait_together_and_all_end_when_the_session_is_cancelled(
+        self, teacher: BatchTeacher, session: TeacherSession, theirs: TeachPlan
+    ) -> None:
+        waiting = threading.Semaphore(0)
+
+        def say(line: str) -> None:
+            if "waiting for it" in line:
+                waiting.release()
+
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(session.answer, range(start, start + 4), say=say) for start in (0, 2, 4)]
+            for _ in asking:
+                assert waiting.acquire(timeout=10)
+            session.cancel()
+            assert [type(future.exception(10)) for future in asking] == [CancelledError] * 3
+
+    def test_an_interrupted_caller_ends(
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("potstill.teacher.session.LOOK_SECONDS", 0.02)
+        interrupted = threading.Event()
+
+        def interrupt() -> None:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+
+        with (
+            pytest.raises(KeyboardInterrupt),
+            TeacherSession(planned(teacher, 6, mode="online"), Ledger(url), NO_CAPS, QUICK) as session,
+        ):
+            session.answer(on_wait=interrupt, say=lambda _: interrupted.set())
