@@ -13,7 +13,7 @@ from potstill.ledger.entries import NO_CAPS
 from potstill.ledger.spend import add_up
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.outcome import Step
-from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.plan import TeachPlan, make_plan, recipe_of
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.batch_teacher import BatchTeacher, error, refuse
@@ -62,6 +62,18 @@ def hand_in(plan: TeachPlan, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def statuses(plan: TeachPlan, url: str) -> dict[str, int]:
     return {row.status: row.attempts for row in Ledger(url).spend(plan.run)}
+
+
+def test_what_a_batch_was_handed_in_for_is_known(
+    teacher: BatchTeacher, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(teacher)._replace(recipe="tickets")
+    for one in (plan, planned(teacher, first=100)):
+        hand_in(one, url, monkeypatch)
+    orders = Ledger(url).open_orders("openai_compatible", teacher.url)
+    assert [(order.model, order.month) for order in orders] == [("fake-1", plan.month()), ("fake-1", None)]
+    assert recipe_of(plan.month()) == "tickets"
+    assert [order.batch for order in orders] == Ledger(url).open_batches("openai_compatible", teacher.url)
 
 
 class TestOfOtherPrompts:
