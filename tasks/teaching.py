@@ -16,6 +16,7 @@ from potstill.teacher.sharing import begin_sessions, caps_of, plan_of, shared_se
 from potstill.teacher.unfinished import has_open_batches, open_batches
 from tasks.batch_progress import BatchBar
 from tasks.keys import load_block
+from tasks.logs import line_logger
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, batches_at_once, is_worth_retrying, mirror
 from tasks.provider_batches import ask_in_batches
 from tasks.spending import wait_for
@@ -56,7 +57,7 @@ def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport
     batch = split_batches(plan := plan_of(recipe, prompts))[index]
     bar = BatchBar(len(batch) * plan.teacher.samples)
     with shared_session(plan, open_ledger(), caps_of(recipe), load_block) as session:
-        report = session.answer(batch, bar.add, bar.show)
+        report = session.answer(batch, bar.add, bar.show, line_logger())
     bar.finish(report)
     get_run_logger().info(report.describe())
     if report.unanswered:

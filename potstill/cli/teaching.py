@@ -96,10 +96,10 @@ class _Teaching:
 
             if self.plan.teacher.mode == "online":
                 session.collect_batches(self._tell)
-                return session.answer(on_step=on_step)
+                return session.answer(on_step=on_step, say=self._tell)
             report = session.answer_in_batches(on_step, self._tell)
             if report.unanswered and self.plan.teacher.stragglers_online:
-                return session.answer(on_step=on_step)
+                return session.answer(on_step=on_step, say=self._tell)
             return report
 
     def _tell(self, said: str) -> None:

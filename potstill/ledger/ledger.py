@@ -104,6 +104,11 @@ class Ledger:
         with self._database.reading() as connection:
             return batches.open_batches(connection, provider, base_url)
 
+    def open_orders(self, provider: str, base_url: str) -> list[batches.BatchOrder]:
+        """The same, with what each was handed in for."""
+        with self._database.reading() as connection:
+            return batches.open_orders(connection, provider, base_url)
+
     def known_batches(self) -> set[str]:
         """The provider's ids of all batches that were ever handed in."""
         with self._database.reading() as connection:

@@ -18,6 +18,7 @@ from potstill.teacher.rows import Rows
 STAGE = "teach"
 VERSION = 3
 BATCH_STAGE = "teach-batch"
+MONTH = "month/"
 CHUNK_ROWS = 512
 """So many rows are in memory at once, however many there are."""
 
@@ -68,7 +69,7 @@ class TeachPlan(NamedTuple):
 
     def month(self, at: datetime | None = None) -> str | None:
         """Names the account of the recipe's UTC month; now where no time is given."""
-        return None if self.recipe is None else f"month/{self.recipe}/{at or datetime.now(UTC):%Y-%m}"
+        return None if self.recipe is None else f"{MONTH}{self.recipe}/{at or datetime.now(UTC):%Y-%m}"
 
     def answers(self, start: int = 0, stop: int | None = None) -> Iterator[PlannedAnswer]:
         """What the rows from `start` to before `stop` ask for."""
@@ -88,6 +89,11 @@ class TeachPlan(NamedTuple):
         end = len(self.rows) if stop is None else stop
         for begin in range(start, end, CHUNK_ROWS):
             yield list(self.answers(begin, min(begin + CHUNK_ROWS, end)))
+
+
+def recipe_of(month: str | None) -> str | None:
+    """The name of the recipe that a month's account belongs to."""
+    return None if month is None else month.removeprefix(MONTH).rpartition("/")[0]
 
 
 def make_plan(rows: Rows, teacher: Teacher, task: Task | None, recipe: str | None = None) -> TeachPlan:

@@ -10,7 +10,7 @@ from potstill.ledger.grouping import GroupedLedger
 from potstill.llm.breaker import Breaker
 from potstill.llm.client import Attempt, ChatClient
 from potstill.llm.limiter import Cost, Limiter, Ticket
-from potstill.llm.messages import ChatRequest, Reply, hidden_tokens, shared_prefix
+from potstill.llm.messages import ChatRequest, Reply, SharedPrefixes, hidden_tokens
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
@@ -57,7 +57,7 @@ class Sender:
         self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, clock=clock, sleep=stop.sleep)
         self._breaker = Breaker(clock)
         self._clock = clock
-        self._prefixes: set[str] = set()
+        self._prefixes = SharedPrefixes()
         self._settled = asyncio.Event()
         self.has_replied = False
         """Whether the endpoint has sent an HTTP 200: what it says of a prompt is then the prompt's fault."""
@@ -100,10 +100,7 @@ class Sender:
 
     def _encode(self, request: ChatRequest) -> bytes:
         """The body; from the second request on that begins with the same long text, the provider is to keep it."""
-        prefix = shared_prefix(request) if self._plan.teacher.prompt_caching else None
-        is_known = prefix in self._prefixes
-        if prefix is not None:
-            self._prefixes.add(prefix)
+        is_known = self._plan.teacher.prompt_caching and self._prefixes.repeats(request)
         return self._client.encode(request, cache_prefix=is_known)
 
     def _learn(self, ticket: Ticket, attempt: Attempt | None) -> None:
