@@ -409,6 +409,16 @@ def test_an_owner_on_another_machine_keeps_its_claim_as_long_as_its_lease(
     assert other.begin(plan("k")).attempt_id is not None
 
 
+def test_two_machines_of_one_name_keep_their_claims_from_each_other(
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(ledger, plan("k"))
+    monkeypatch.setattr("potstill.owner._boot_id", lambda: "another pid:[4026531836]")
+    other = Ledger(url)
+    assert other.close_orphans() == 0
+    assert other.begin(plan("k")) == Admission(None, "claimed")
+
+
 @pytest.mark.parametrize(("query", "level"), [("", 1), ("?synchronous=normal", 1), ("?synchronous=FULL", 2)])
 def test_an_address_says_whether_a_power_cut_may_lose_the_last_commits(tmp_path: Path, query: str, level: int) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}{query}")
