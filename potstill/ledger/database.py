@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from potstill.errors import LedgerError, UsageError
 from potstill.home import potstill_home
@@ -150,6 +150,12 @@ class Database:
 def default_url() -> str:
     """The ledger that `POTSTILL_LEDGER` names, else `ledger.db` in the state directory."""
     return os.environ.get(LEDGER_VARIABLE) or f"sqlite:///{potstill_home() / 'ledger.db'}"
+
+
+def is_fault_of_data(error: BaseException) -> bool:
+    """Whether a transaction failed for what it was to write: it would fail again, however often it is tried."""
+    cause = error.__cause__ if isinstance(error, LedgerError) else error
+    return isinstance(cause, (DataError, IntegrityError, ProgrammingError, ValueError, TypeError, OverflowError))
 
 
 def chunks(keys: Iterable[str]) -> Iterator[list[str]]:

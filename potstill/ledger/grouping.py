@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from potstill.ledger.database import is_fault_of_data
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement, Standing
 from potstill.ledger.ledger import Ledger
 
@@ -116,12 +117,18 @@ class GroupedLedger:
                 self._give_back(admission.attempt_id, plan)
 
     async def _settle_later(self, settlements: list[tuple[Settlement, asyncio.Future[None]]], error: Exception) -> None:
-        """Try again to write what was paid for."""
+        """Try again to write what was paid for, one by one where one of them is at fault."""
         deadline = asyncio.get_running_loop().time() + RETRY_SECONDS
+        pause = 0.0 if is_fault_of_data(error) else RETRY_PAUSE_SECONDS
         while settlements and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
+            pause = RETRY_PAUSE_SECONDS
+            entries = [entry for entry, _ in settlements]
             try:
-                await self.run(self.ledger.write, [entry for entry, _ in settlements], [])
+                if is_fault_of_data(error):
+                    await self.run(self.ledger.settle_each, entries)
+                else:
+                    await self.run(self.ledger.write, entries, [])
             except Exception as again:  # noqa: BLE001 - the last one is raised
                 error = again
             else:

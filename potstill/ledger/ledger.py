@@ -5,6 +5,7 @@ its run and its month, and nobody else asks the same. What a dead process left i
 that bound for ever.
 """
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from functools import lru_cache
 from sqlalchemy import Connection
 
 from potstill.ledger import batches, owners
-from potstill.ledger.database import Database, default_url
+from potstill.ledger.database import Database, default_url, is_fault_of_data
 from potstill.ledger.entries import (
     NO_CAPS,
     AccountState,
@@ -30,6 +31,8 @@ from potstill.ledger.spend import SpendRow
 from potstill.ledger.writing import Begin, Writer
 
 IDS_AN_OWNER = 1 << 32
+
+log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -55,6 +58,22 @@ class Ledger:
     def settle(self, settlement: Settlement) -> None:
         """Close one attempt, release its reservation and store its answer."""
         self.write([settlement], [])
+
+    def settle_each(self, settlements: Iterable[Settlement]) -> None:
+        """Close attempts one by one: one that the database will not take as it is keeps its cost and loses its texts.
+
+        Errors: whatever is no fault of what is to be written.
+        """
+        for settlement in settlements:
+            forms = (settlement, settlement.without_texts(), settlement.at_its_bound())
+            for form in forms:
+                try:
+                    self.settle(form)
+                    break
+                except Exception as error:
+                    if not is_fault_of_data(error) or form is forms[-1]:
+                        raise
+                    log.warning("what came of %s cannot be stored: %s", form.plan.prompt_id, error)
 
     def write(self, settlements: Sequence[Settlement], wanted: Sequence[tuple[AttemptPlan, Caps]]) -> list[Admission]:
         """Settle these, then begin those, in one transaction; returns what became of each that wants to begin.

@@ -13,6 +13,7 @@ from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement
 from potstill.ledger.schema import Usd, accounts, answers, attempts, prices, to_pico
 from potstill.llm.pricing import Rates
 from potstill.records import Usage
+from potstill.texts import one_line
 
 NOTHING = Usage()
 ZERO = Decimal(0)
@@ -218,7 +219,7 @@ def _closed(settlement: Settlement) -> dict[str, Any]:
         "attempt": settlement.attempt_id,
         "status": settlement.status,
         "http_status": settlement.http_status,
-        "error": settlement.error,
+        "error": None if settlement.error is None else one_line(settlement.error),
         "cost_pico": None if settlement.status == "unknown" else to_pico(settlement.cost_usd),
         "seconds": settlement.seconds,
         **_tokens(settlement.usage or NOTHING),
@@ -232,7 +233,7 @@ def _kept(settlement: Settlement) -> dict[str, Any]:
         "answer_key": settlement.plan.answer_key,
         "attempt_id": settlement.attempt_id,
         "message": orjson.dumps(reply.message).decode(),
-        "finish_reason": reply.finish_reason,
+        "finish_reason": one_line(reply.finish_reason),
     }
 
 
