@@ -41,6 +41,8 @@ from potstill.ledger.migration import migrate
 from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
 
 BUSY_SECONDS = 30
+PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 5}
+"""libpq's, unless the address says otherwise: without them a server that vanishes is waited for by the hour, and Ctrl-C too."""
 KEYS_A_QUERY = 2000
 LEDGER_VARIABLE = "POTSTILL_LEDGER"
 REMEDY = "Give an address such as sqlite:///ledger.db"
@@ -113,7 +115,10 @@ class Database:
         self._engine.dispose()
 
     def _open(self, parsed: URL, synchronous: str) -> Engine:
-        engine = create_engine(parsed, pool_pre_ping=not self.is_sqlite)
+        limits = (
+            {} if self.is_sqlite else {name: seconds for name, seconds in PATIENCE.items() if name not in parsed.query}
+        )
+        engine = create_engine(parsed, pool_pre_ping=not self.is_sqlite, connect_args=limits)
         if self.is_sqlite:
             event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
             event.listen(engine, "begin", _begin_sqlite)

@@ -7,9 +7,10 @@ that bound for ever.
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 
 from sqlalchemy import Connection
 
@@ -31,6 +32,7 @@ from potstill.ledger.spend import SpendRow
 from potstill.ledger.writing import Begin, Writer
 
 IDS_AN_OWNER = 1 << 32
+IN_DOUBT = "never sent: the database failed while it was begun"
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._owner_id: int | None = None
         self._last_id = 0
+        self._begun: list[Settlement] = []
+        self._left = _left_in(self.id)
 
     def begin(self, plan: AttemptPlan, caps: Caps = NO_CAPS) -> Admission:
         """Record one attempt and reserve its upper bound."""
@@ -157,9 +161,22 @@ class Ledger:
             owners.renew(self._database, connection, self._owner(connection))
 
     def close_orphans(self) -> int:
-        """Turn what dead processes left in flight into `unknown`, and return how many that were."""
+        """Turn what dead processes left in flight into `unknown`, and return how many that were.
+
+        What this process could not write before is written first: nobody else may close it as long as it lives.
+        """
+        left = _taken(self._left)
+        try:
+            self.settle_each(left)
+        except BaseException:
+            self.leave(left)
+            raise
         with self._writing() as connection:
             return owners.close_orphans(self._database, self._writer, connection)
+
+    def leave(self, settlements: Iterable[Settlement]) -> None:
+        """Keep what cannot be written now; it is written by whoever in this process next closes orphans."""
+        self._left.extend(settlements)
 
     def find_answers(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The stored answers among these keys."""
@@ -190,18 +207,21 @@ class Ledger:
     ) -> list[Admission]:
         owner = self._owner(connection)
         begins = [Begin(self._next_id(owner), owner, plan, caps, batch) for plan, caps in wanted]
+        self._begun = [Settlement(begin.attempt_id, begin.plan, "failed", error=IN_DOUBT) for begin in begins]
         return self._writer.begin(connection, begins, self._database.now(connection))
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with self._lock:
-            owner_id = self._owner_id
+            owner_id, self._begun = self._owner_id, []
             try:
                 with self._database.writing() as connection:
                     yield connection
             except BaseException:
                 self._owner_id = owner_id  # what this transaction had added is not there
                 self._writer.forget_prices()
+                if owner_id is not None:  # its commit may have been carried out all the same
+                    self.leave(self._begun)
                 raise
 
     def _owner(self, connection: Connection) -> int:
@@ -224,3 +244,17 @@ def open_ledger() -> Ledger:
 @lru_cache(maxsize=4)
 def _opened(url: str) -> Ledger:
     return Ledger(url)
+
+
+@cache
+def _left_in(ledger_id: str) -> deque[Settlement]:  # noqa: ARG001 - the cache's key
+    """What this process could not write into one ledger, whichever object was to."""
+    return deque()
+
+
+def _taken(left: deque[Settlement]) -> list[Settlement]:
+    taken: list[Settlement] = []
+    with suppress(IndexError):
+        while True:
+            taken.append(left.popleft())
+    return taken
