@@ -22,6 +22,7 @@ class Caps(NamedTuple):
 
 
 NO_CAPS = Caps()
+UNFIT = "the ledger's database does not take what came of it"
 
 
 class AttemptPlan(NamedTuple):
@@ -70,6 +71,15 @@ class Settlement(NamedTuple):
     def cost_usd(self) -> Decimal:
         """What is known of it; 0 where nothing is."""
         return Decimal(0) if self.usage is None else self.plan.rates.cost(self.usage)
+
+    def without_texts(self) -> "Settlement":
+        """The same cost without what the server said."""
+        status: Status = "unusable" if self.status == "answered" else self.status
+        return self._replace(status=status, reply=None, error=UNFIT)
+
+    def at_its_bound(self) -> "Settlement":
+        """What is left to say of an attempt of which nothing can be stored."""
+        return Settlement(self.attempt_id, self.plan, "unknown", error=UNFIT)
 
 
 class Answer(NamedTuple):

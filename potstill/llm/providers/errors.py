@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from potstill.llm.providers.base import Failure
 from potstill.llm.providers.headers import read_retry_after
+from potstill.texts import one_line
 
 LONGEST_QUOTE = 200
 
@@ -94,5 +95,5 @@ def _read(body: Any) -> Said:
     error = inner if isinstance(inner, dict) else {"message": inner}
     details = error.get("details")
     found = (error.get("code"), error.get("type"), details.get("error_code") if isinstance(details, dict) else None)
-    message = str(error.get("message") or "").strip()[:LONGEST_QUOTE].rstrip(".")
+    message = one_line(str(error.get("message") or "").strip()[:LONGEST_QUOTE]).strip().rstrip(".")
     return Said(message, frozenset(code for code in found if isinstance(code, str)))
