@@ -200,8 +200,10 @@ class BatchAsker:
 
     def _count_missing(self) -> None:
         for chunk in self._plan.chunks():
-            standing = self._ledger.look_up(answer.key for answer in chunk)
-            self._tally.counts["unanswered"] += len(standing.missing)
-            if standing.missing and self._tally.last_error is None:
-                costs = self._ledger.costs(standing.missing)
-                self._tally.last_error = next((cost.last_error for cost in costs.values() if cost.last_error), None)
+            missing = self._ledger.look_up(answer.key for answer in chunk).missing
+            costs = self._ledger.costs(missing) if missing else {}
+            for key in missing:
+                said = costs[key].last_error if key in costs else None
+                is_given_up = said is not None and self._ledger.give_up(key, said, ROUNDS)
+                self._tally.counts["refused" if is_given_up else "unanswered"] += 1
+                self._tally.last_error = self._tally.last_error or said
