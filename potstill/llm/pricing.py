@@ -17,6 +17,9 @@ BATCH_SHARE = Decimal("0.5")
 PRICED = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "requests_kcount")
 """The list's names of what is priced here."""
 
+CACHE_WRITE_SHARE = Decimal("1.25")
+"""What Anthropic bills for a token that is kept for 5 minutes, of the price of input. Source: its guide "Prompt caching"."""
+
 Processing = Literal["online", "batch"]
 
 
@@ -88,14 +91,17 @@ def find_rates(
     """The rates of a model: what was given, else the price list's for the provider at this address.
 
     A server on this machine may stand before any provider: there the model's name decides. For a batch, half of what was
-    given, or the list's own price of batches; where the list has none, the full price.
+    given, or the list's own price of batches; where the list has none, the full price. What the prompt cache of Anthropic
+    is given costs more than other input, under a given price too.
 
     Errors: `UnknownPriceError` where the list does not know the model there; it names models with a similar name.
     """
     if override is not None:
         share = BATCH_SHARE if processing == "batch" else Decimal(1)
         price = override.input_per_million * share
-        return Rates(price, price, override.output_per_million * share, _source("given", processing))
+        written = price * CACHE_WRITE_SHARE if provider == "anthropic" else None
+        source = _source("given", processing)
+        return Rates(price, price, override.output_per_million * share, source, cache_write=written)
     own = {"provider_id": "openai"} if provider == "openai" else {"provider_api_url": base_url}
     found, elsewhere = _from_list(model, processing, **own), _from_list(model, processing)
     if found is None and is_loopback(base_url):

@@ -7,7 +7,7 @@ from genai_prices.data_snapshot import get_snapshot
 
 from potstill.errors import UnknownPriceError
 from potstill.llm import pricing
-from potstill.llm.pricing import Rates, find_rates
+from potstill.llm.pricing import Processing, Rates, find_rates
 from potstill.recipe import Price
 from potstill.records import Usage
 
@@ -60,6 +60,22 @@ def test_anthropic_asks_more_for_what_it_puts_into_its_cache() -> None:
     assert rates.cache_write is not None
     assert rates.cached_input < rates.input < rates.cache_write
     assert rates.cost(Usage(input=1_000_000, cache_write=1_000_000)) == rates.cache_write
+
+
+@pytest.mark.parametrize("processing", ["online", "batch"])
+def test_under_a_given_price_too_anthropic_asks_a_quarter_more_for_what_it_puts_into_its_cache(
+    processing: Processing,
+) -> None:
+    here = ("claude-haiku-4-5", "https://api.anthropic.com/v1")
+    listed = find_rates("anthropic", *here, None)
+    price = Price(input_per_million=listed.input, output_per_million=listed.output)
+    given = find_rates("anthropic", *here, price, processing)
+    written = Usage(input=1_000_000, cache_write=1_000_000)
+    assert given.cost(written) == find_rates("anthropic", *here, None, processing).cost(written)
+    assert given.cost(written) <= given.upper_bound(1_000_000, 1)
+    read = Usage(input=1_000_000, cached_input=1_000_000)
+    assert given.cost(read) == given.cost(Usage(input=1_000_000)) == given.input
+    assert find_rates("openai_compatible", *here, price).cost(written) == listed.input
 
 
 def test_anthropic_behind_another_host_has_no_price_of_anthropic() -> None:
