@@ -31,7 +31,7 @@ class Rates(NamedTuple):
     output: Decimal
     source: str
     """Kept with every attempt, so that a bill can be explained later."""
-    exact: Callable[[Usage], Decimal] | None = None
+    tiered: Callable[[Usage], Decimal] | None = None
     """The cost of an answer that comes now, where the price of a token depends on the length of the prompt or on the time
     of day; the rates are then the dearest."""
     request: Decimal = Decimal(0)
@@ -66,8 +66,8 @@ class Rates(NamedTuple):
 
     def cost(self, usage: Usage) -> Decimal:
         """USD for one answer; tokens of reasoning are tokens of output."""
-        if self.exact is not None:
-            return self.exact(usage)
+        if self.tiered is not None:
+            return self.tiered(usage)
         fresh = usage.input - usage.cached_input - usage.cache_write
         total = fresh * self.input + usage.cached_input * self.cached_input + usage.output * self.output
         total += usage.cache_write * (self.input if self.cache_write is None else self.cache_write)
@@ -148,7 +148,7 @@ def _from_list(model: str, processing: Processing, **where: Any) -> Rates | None
         per_input if cached is None else cached,
         per_output,
         _source(f"genai-prices {found.provider.id}/{found.model.id}", processing),
-        _exact(day),
+        _tiered(day),
         (dearest["requests_kcount"] or Decimal(0)) / 1000,
         dearest["cache_write_mtok"],
     )
@@ -180,7 +180,7 @@ def _dearest(prices: Iterable[Any], name: str) -> Decimal | None:
     return max(found, default=None)
 
 
-def _exact(day: Mapping[time, Any]) -> Callable[[Usage], Decimal] | None:
+def _tiered(day: Mapping[time, Any]) -> Callable[[Usage], Decimal] | None:
     """What an answer costs at the time of day at which it is asked for the cost; None where nothing depends on that.
 
     Args:

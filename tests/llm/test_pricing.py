@@ -124,7 +124,7 @@ def test_a_host_that_the_list_does_not_know_asks_for_its_price_whatever_others_a
 
 def test_where_the_price_hangs_on_the_length_the_bound_takes_the_dearest_and_the_cost_the_right_one() -> None:
     rates = find_rates("openai_compatible", "gemini-2.5-pro", "https://generativelanguage.googleapis.com", None)
-    assert rates.exact is not None
+    assert rates.tiered is not None
     short, long = rates.cost(Usage(input=1000)) / 1000, rates.cost(Usage(input=900_000)) / 900_000
     assert short < long <= rates.input / 1_000_000
 
