@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from potstill.answer_schema import check_schema
 from potstill.fingerprint import fingerprint
 from potstill.kinds import Choice
 from potstill.records import TaskKind
@@ -136,6 +137,13 @@ class Teacher(Part):
         if self.api_key_env and self.api_key_block:
             raise ValueError("api_key_env and api_key_block both name a key: keep one of them")
         return self
+
+    @field_validator("response_schema")
+    @classmethod
+    def _is_a_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None:
+            check_schema(schema)
+        return schema
 
     @field_validator("headers")
     @classmethod

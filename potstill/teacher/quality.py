@@ -1,10 +1,10 @@
 """Which answers must not be trained on, and why."""
 
-from functools import lru_cache
 from typing import Any
 
 import orjson
 
+from potstill.answer_schema import validator_of
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
 from potstill.teacher.choosing import parsed_json
@@ -41,14 +41,10 @@ def _against_schema(text: str, schema: dict[str, Any]) -> str | None:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return "not JSON"
-    error = next(_validator(orjson.dumps(schema)).iter_errors(value), None)
+    try:
+        error = next(validator_of(orjson.dumps(schema)).iter_errors(value), None)
+    except RecursionError:
+        return "not as the schema says: nested too deeply"
     if error is None:
         return None
     return f"not as the schema says: {error.json_path}: {error.message[:80]}"
-
-
-@lru_cache(maxsize=4)
-def _validator(schema: bytes) -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(orjson.loads(schema))

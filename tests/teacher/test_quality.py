@@ -73,3 +73,8 @@ SCHEMA = {
 @pytest.mark.parametrize("task", [None, EXTRACT])
 def test_an_answer_follows_the_schema_that_was_asked_for(text: str, reason: str | None, task: Task | None) -> None:
     assert quarantine_reason(reply(text), task, SCHEMA) == reason
+
+
+def test_an_answer_that_is_nested_too_deeply_for_its_schema_is_kept_out_and_ends_nothing() -> None:
+    deep = {"$ref": "#/$defs/list", "$defs": {"list": {"type": "array", "items": {"$ref": "#/$defs/list"}}}}
+    assert quarantine_reason(reply("[" * 900 + "]" * 900), None, deep) == "not as the schema says: nested too deeply"
