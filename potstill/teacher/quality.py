@@ -9,8 +9,13 @@ from potstill.llm.messages import Reply
 from potstill.recipe import Task
 from potstill.teacher.choosing import parsed_json
 
-VERSION = 3
+VERSION = 4
 TRUNCATED = "truncated"
+FINISHED = frozenset(
+    {"stop", "tool_calls", "function_call", "unknown", "eos", "eos_token", "end_turn", "stop_sequence", "tool_use"}
+)
+"""Reasons of an answer that came to its end. Beside OpenAI's: `unknown`, where the server gives none, and what Together,
+TGI and gateways to other protocols say. Any other, such as `error` or `abort`, may have cut it in mid-sentence."""
 
 
 def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | None = None) -> str | None:
@@ -18,10 +23,12 @@ def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | 
 
     Without a task and a schema only its completeness is judged.
     """
-    if reply.finish_reason in {"length", "content_filter"}:
-        return {"length": TRUNCATED, "content_filter": "refused by a content filter"}[reply.finish_reason]
     if reply.message.get("refusal"):
         return "refusal"
+    if reply.finish_reason in {"length", "content_filter"}:
+        return {"length": TRUNCATED, "content_filter": "refused by a content filter"}[reply.finish_reason]
+    if reply.finish_reason.lower() not in FINISHED:
+        return f"unfinished: {reply.finish_reason[:40]}"
     if not reply.text.strip():
         if not reply.message.get("tool_calls"):
             return "empty"
