@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from potstill.errors import RecipeError
-from potstill.recipe import Recipe, allowed_values
+from potstill.recipe import SECRET_HEADER, Recipe, allowed_values
 
 Location = tuple[str | int, ...]
 
@@ -101,10 +101,15 @@ def _explain(path: Path, places: dict[Location, str], detail: ErrorDetails, miss
     place: Location = detail["loc"]
     where = next((places[place[:end]] for end in range(len(place), 0, -1) if place[:end] in places), str(path))
     name, value = _dotted(place), detail["input"]
-    if detail["type"] == "extra_forbidden":
+    is_unknown = detail["type"] == "extra_forbidden"
+    hides = detail["type"] == "value_error" or (is_unknown and bool(SECRET_HEADER.search(name)))
+    if hides and where.startswith("--set"):  # headers, addresses and fields that do not exist may hold a key
+        where = where.partition("=")[0]
+    if is_unknown:
         allowed = allowed_values(Recipe, place)
         lacking = [str(other[-1]) for other in missing if other[:-1] == place[:-1]]
-        return f"{where}: {name}: unknown field (value {value!r}){_suggest(str(place[-1]), allowed, lacking)}"
+        given = "" if hides else f" (value {value!r})"
+        return f"{where}: {name}: unknown field{given}{_suggest(str(place[-1]), allowed, lacking)}"
     if detail["type"] == "missing":
         return f"{where}: {name}: required, but missing: add it"
     if detail["type"] == "literal_error":

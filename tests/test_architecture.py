@@ -32,6 +32,7 @@ CHILD_ONLY = {
 SLOW_AT_START = (
     *("prefect", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow"),
     *("sqlalchemy", "pydantic", "asyncio", "httpx", "genai_prices", "phonenumbers", "starlette", "uvicorn", "jinja2"),
+    "jsonschema",
 )
 
 

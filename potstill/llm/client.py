@@ -14,6 +14,7 @@ from potstill.llm.keys import LoadBlock, key_variable, provider_key
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS, address_of
 from potstill.llm.providers.base import Failure, Limit, LimitName
+from potstill.llm.providers.errors import hidden_status
 
 CONNECT_SECONDS = 10.0
 """How long making a connection may take, where the whole request may take longer."""
@@ -29,7 +30,7 @@ class Attempt(NamedTuple):
 
     outcome: Reply | Failure
     http_status: int | None
-    """None where no status line came back."""
+    """None where no status line came back; what it should have been where a 200 carries an error."""
     may_be_billed: bool
     """True where nobody can say whether the provider counted it: cut off, timed out, unreadable."""
     limits: Mapping[LimitName, Limit] = {}
@@ -143,12 +144,15 @@ class ChatClient:
             message = f"malformed reply: longer than {LONGEST_REPLY_BYTES // 2**20} MiB"
             return Attempt(Failure("transient", message), status, may_be_billed=True, limits=limits)
         body = self._parse(content)
-        if 200 <= status < 300:
-            outcome = self.provider.read_reply(body)
-            unreadable = isinstance(outcome, Failure) and outcome.usage is None
-            return Attempt(outcome, status, may_be_billed=unreadable, limits=limits)
-        failure = self.provider.read_error(status, body, headers)
-        return Attempt(failure, status, may_be_billed=False, limits=limits)
+        if not 200 <= status < 300:
+            failure = self.provider.read_error(status, body, headers)
+            return Attempt(failure, status, may_be_billed=False, limits=limits)
+        outcome = self.provider.read_reply(body)
+        if isinstance(outcome, Failure) and (hidden := hidden_status(body)) is not None:
+            failure = self.provider.read_error(hidden, body, headers)._replace(usage=outcome.usage)
+            return Attempt(failure, hidden, may_be_billed=False, limits=limits)
+        unreadable = isinstance(outcome, Failure) and outcome.usage is None
+        return Attempt(outcome, status, may_be_billed=unreadable, limits=limits)
 
     def _lost(self, error: BaseException) -> Attempt:
         """The attempt of a request that left, and whose answer did not come whole."""

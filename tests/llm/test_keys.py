@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 
 from potstill.errors import NotAuthorisedError, UsageError
@@ -110,6 +112,26 @@ def test_a_key_that_cannot_be_one_is_refused_before_it_travels(monkeypatch: pyte
 def test_an_address_is_checked_without_a_key_too() -> None:
     with pytest.raises(UsageError, match="give an address such as"):
         find_key(None, "https://user:pw@llm.example/v1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:pw-5@llm.example/v1",
+        "https://me:pw-5/x@llm.example",
+        "https://me:pw-5//x@llm.example",
+        "me:pw-5@llm.example",
+        "https:/me:pw-5@llm.example",
+        "ftp://me:a@pw-5@llm.example",
+    ],
+)
+@pytest.mark.parametrize(
+    "check", [lambda url: find_key(None, url), is_loopback, lambda url: find_block_key("b", url, read)]
+)
+def test_no_message_holds_what_stands_before_the_host_of_an_address(check: Callable[[str], object], url: str) -> None:
+    with pytest.raises(UsageError, match=r"…@llm\.example.*give an address such as") as caught:
+        check(url)
+    assert "pw-5" not in str(caught.value)
 
 
 HOST = "https://llm.example/v1"

@@ -68,6 +68,18 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
     return Failure("request", message + _remedy(status, said))
 
 
+def hidden_status(body: Any) -> int | None:
+    """The status that an HTTP 200 should have had: OpenRouter and other gateways send the errors of those behind them so.
+
+    None where it tells of no error.
+    """
+    error = body.get("error") if isinstance(body, dict) else None
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
 def _remedy(status: int, said: Said) -> str:
     """What a user may do about one refused prompt, where that is known."""
     if status == 413 or _CONTEXT.search(said.words):
