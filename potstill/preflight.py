@@ -1,9 +1,10 @@
 """What would stop a run later, found before anything is started or paid for."""
 
 from potstill.curation.curate import find_inputs
-from potstill.llm.keys import LoadBlock, check_block_host, provider_key
+from potstill.llm.endpoint import endpoint_of
+from potstill.llm.keys import LoadBlock, check_block_host
 from potstill.llm.pricing import find_rates
-from potstill.llm.providers import PROVIDERS, base_url_of
+from potstill.llm.providers import base_url_of
 from potstill.llm.terms import check_terms
 from potstill.recipe import Recipe
 from potstill.student.base import find_base
@@ -15,7 +16,6 @@ def check(recipe: Recipe, load_block: LoadBlock | None = None) -> None:
     `load_block` reads secret blocks; without it, outside of a flow, only where a block's key may go is checked.
     """
     teacher = recipe.teacher
-    provider = PROVIDERS[teacher.provider]
     base_url = base_url_of(teacher)
     find_inputs(recipe.curation.inputs)
     find_base(recipe.student)
@@ -23,7 +23,5 @@ def check(recipe: Recipe, load_block: LoadBlock | None = None) -> None:
     if teacher.api_key_block is not None and load_block is None:
         check_block_host(teacher.api_key_block, base_url)
     else:
-        provider_key(
-            provider, base_url, variable=teacher.api_key_env, block=teacher.api_key_block, load_block=load_block
-        )
+        endpoint_of(teacher, load_block)
     find_rates(teacher.provider, teacher.model, base_url, teacher.price)

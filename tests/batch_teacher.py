@@ -7,24 +7,26 @@ process may be killed and another come back. What it answers is billed, and ever
 import json
 import random
 import re
-import socket
-import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from potstill.llm.batches.base import custom_id
+from potstill.llm.batches import open_batches
+from potstill.llm.batches.base import BatchProtocol, custom_id
+from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import ChatRequest
 from potstill.llm.providers import PROVIDERS
+from potstill.llm.retrying import RetryPolicy
 from tests.fake_teacher import MARK
+from tests.scripted_server import ScriptedHandler, ScriptedServer, wait_until
 
+QUICK = RetryPolicy(attempts=4, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 DAY = 24 * 3600
 CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -136,10 +138,12 @@ class Batch:
         return self.ended_at is not None
 
 
-class BatchTeacher:
+class BatchTeacher(ScriptedServer):
     """`with BatchTeacher() as teacher:` serves at `teacher.url`. Everything below may be changed while it runs."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.handler = _Handler
         self.key: str | None = None
         """What a client must show; None for no check."""
         self.polls = 0
@@ -172,23 +176,6 @@ class BatchTeacher:
         """What was uploaded to OpenAI, by id."""
         self._faults: list[tuple[str, CallFault]] = []
         self._lock = threading.RLock()
-        self._closing = threading.Event()
-
-    def __enter__(self) -> Self:
-        self._server = _Server(self)
-        self.origin = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self.url = f"{self.origin}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def fail_next(self, operation: str, *faults: CallFault) -> None:
         """Each of the next calls of this operation meets one of these."""
@@ -203,15 +190,9 @@ class BatchTeacher:
         counts = Counter(billed.mark for billed in list(self.billed))
         return {mark: count for mark, count in counts.items() if count > 1}
 
-    def wait_for(self, operation: str, count: int = 1, seconds: float = 20.0) -> None:
-        """Until so many calls of an operation have been carried out."""
-        deadline = time.monotonic() + seconds
-        while self.operations().count(operation) < count:
-            assert time.monotonic() < deadline, f"{self.operations()}: waited for {count} of {operation}"
-            time.sleep(0.005)
-
-    def hang(self) -> None:
-        self._closing.wait()
+    def wait_for(self, operation: str) -> None:
+        """Until a call of this operation has been carried out."""
+        wait_until(lambda: operation in self.operations(), lambda: f"{self.operations()}: waited for {operation}", 20.0)
 
     def now(self) -> float:
         return time.time() + self.clock_offset
@@ -425,67 +406,32 @@ def _rfc3339(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
-
-    def __init__(self, teacher: BatchTeacher) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.teacher = teacher
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is gone is no news."""
-
-
 class _RefusedError(Exception):
     def __init__(self, status: int, code: str, message: str = "scripted") -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    @property
-    def teacher(self) -> BatchTeacher:
-        return self.server.teacher
-
-    def do_GET(self) -> None:
-        self._serve(b"")
-
-    def do_POST(self) -> None:
-        self._serve(self._read_body())
-
-    def _read_body(self) -> bytes:
-        if "chunked" not in self.headers.get("transfer-encoding", ""):
-            return self.rfile.read(int(self.headers.get("content-length", 0)))
-        chunks = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
-
-    def _serve(self, content: bytes) -> None:
+class _Handler(ScriptedHandler[BatchTeacher]):
+    def serve(self) -> None:
+        content = self.read_body()
         url = urlsplit(self.path)
         parts = url.path.removeprefix("/v1/").split("/")
         self.speaks = "anthropic" if parts[0] == "messages" else "openai"
         parts = parts[1:] if self.speaks == "anthropic" else parts
         operation = self._operation(parts)
         fault = self.teacher.take_fault(operation)
-        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers = self.read_headers()
         try:
             if fault is not None and fault.kind == "drop before":
-                self._drop()
+                self._break_off()
                 return
             self._check(fault, headers)
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             body = self._carry_out(operation, parts, query, content)
         except _RefusedError as refusal:
             self.teacher.calls.append(Call(operation, self.path, headers))
-            self._send(refusal.status, self._error(refusal), () if fault is None else fault.headers)
+            self.send(refusal.status, self._error(refusal), () if fault is None else fault.headers)
             return
         self.teacher.calls.append(Call(operation, self.path, headers))
         self._reply(body, fault)
@@ -605,44 +551,42 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, body: bytes, fault: CallFault | None) -> None:
         kind = fault.kind if fault is not None else ""
         if kind == "drop after":
-            self._drop()
+            self._break_off()
         elif kind == "hang after":
             self.teacher.hang()
-            self._drop()
+            self._break_off()
         elif kind == "no json":
-            self._send(200, b"<html>")
+            self.send(200, b"<html>")
         elif kind == "fail after":
             assert fault is not None
-            self._send(fault.status, b"{}")
+            self.send(fault.status, b"{}")
         elif kind == "short":
             assert fault is not None
-            self._send(200, body[: fault.bytes])
+            self.send(200, body[: fault.bytes])
         elif kind == "cut":
             assert fault is not None
-            self.wfile.write(self._head(200, len(body)) + body[: fault.bytes])
-            self._drop()
+            self.wfile.write(self.head(200, len(body)) + body[: fault.bytes])
+            self._break_off()
         else:
-            self._send(200, body)
+            self.send(200, body)
 
-    def _send(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        self.wfile.write(self._head(status, len(body), headers) + body)
-
-    def _head(self, status: int, length: int, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
-        lines = [f"HTTP/1.1 {status} scripted", "content-type: application/json", f"content-length: {length}"]
-        lines += [f"{name}: {value}" for name, value in headers]
-        return "\r\n".join([*lines, "", ""]).encode()
-
-    def _drop(self) -> None:
-        self.wfile.flush()
+    def _break_off(self) -> None:
         time.sleep(0.02)  # what was sent must arrive before the connection ends
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.rfile.close()
-        self.wfile.close()
-        self.connection.close()
+        self.drop()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+
+@asynccontextmanager
+async def opened(
+    provider: str, teacher: BatchTeacher, *, timeout_seconds: float = 5.0, **options: Any
+) -> AsyncIterator[BatchProtocol]:
+    """The batches of a teacher; the pauses between attempts are left out."""
+
+    async def at_once(_: float) -> None:
         pass
+
+    endpoint = open_endpoint(provider, teacher.url, **options)
+    async with open_batches(endpoint, timeout_seconds=timeout_seconds, policy=QUICK, sleep=at_once) as batches:
+        yield batches
 
 
 def numbered_requests(provider: str, token: str, count: int, first: int = 0) -> list[tuple[str, dict[str, Any]]]:

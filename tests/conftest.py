@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.fake_teacher import FakeTeacher
 from tests.postgres import PostgresServer, find_server, is_required, running_server
 from tests.tiny_student import build_base
 
@@ -73,6 +74,12 @@ def _replay_teacher(answers: Path, latency_ms: float = 1) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture
+def teacher() -> Iterator[FakeTeacher]:
+    with FakeTeacher() as teacher:
+        yield teacher
 
 
 @pytest.fixture(scope="session")

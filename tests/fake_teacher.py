@@ -7,19 +7,16 @@ Its normal answer echoes the id (`#0042`) found in the prompt, so that an answer
 
 import json
 import re
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from potstill.recipe import Price, Teacher
 from potstill.records import Prompt
 from potstill.teacher.rows import InputRow
+from tests.scripted_server import ScriptedHandler, ScriptedServer, wait_until
 
 PRICE = Price(input_per_million=Decimal("2.5"), output_per_million=Decimal(10))
 MARK = re.compile(r"#\d+")
@@ -105,7 +102,7 @@ class Asked(NamedTuple):
 Behaviour = Callable[[Asked], Fault | None]
 
 
-class FakeTeacher:
+class FakeTeacher(ScriptedServer):
     """`with FakeTeacher() as teacher:` serves at `teacher.url`.
 
     Args:
@@ -120,29 +117,15 @@ class FakeTeacher:
         latency: float = 0.0,
         answer: Callable[[str], str] = lambda mark: f"answer to {mark}",
     ) -> None:
+        super().__init__()
+        self.handler = _Handler
         self.behaviour = behaviour
         self.latency = latency
         self.answer = answer
         self.requests: list[Asked] = []
         self._script: list[Fault] = []
         self._lock = threading.Lock()
-        self._closing = threading.Event()
         self._count = 0
-
-    def __enter__(self) -> Self:
-        self._server = _Server(self)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def fail_next(self, *faults: Fault) -> None:
         """Each of the next requests meets one of these."""
@@ -176,70 +159,42 @@ class FakeTeacher:
         status = fault.status if fault else 200
         with self._lock:
             self.requests.append(asked._replace(fault=fault and fault.name, status=status, billed=billed))
-        self._closing.wait(self.latency)
+        self.hang(self.latency)
         return asked._replace(billed=billed), fault
-
-    def hang(self) -> None:
-        self._closing.wait()
 
     def wait_for(self, count: int, seconds: float = 20.0) -> None:
         """Until so many requests have come."""
-        deadline = time.monotonic() + seconds
-        while len(self.requests) < count:
-            assert time.monotonic() < deadline, f"{len(self.requests)} of {count} requests came"
-            time.sleep(0.005)
+        wait_until(
+            lambda: len(self.requests) >= count, lambda: f"{len(self.requests)} of {count} requests came", seconds
+        )
 
 
 def _usage(asked: Asked) -> tuple[int, int]:
     return 5 + len(str(asked.body["messages"])) // 4, 3 + len(asked.mark)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
-
-    def __init__(self, teacher: FakeTeacher) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.teacher = teacher
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is gone is no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers.get("content-length", 0)))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        asked, fault = self.server.teacher.receive(self.path, headers, json.loads(content or b"{}"))
+class _Handler(ScriptedHandler[FakeTeacher]):
+    def serve(self) -> None:
+        """A followed redirect may arrive as a GET: it is logged as a request like any other."""
+        asked, fault = self.teacher.receive(self.path, self.read_headers(), json.loads(self.read_body() or b"{}"))
+        if self.command == "GET":
+            self.send(200, b"{}")
+            return
         if fault is None:
-            self._send(200, self._answer(asked))
+            self.send(200, self._answer(asked))
         elif fault.status is not None:
-            self._send(fault.status, fault.body, fault.headers)
+            self.send(fault.status, fault.body, fault.headers)
         else:
             self._fail(asked, fault)
 
-    def do_GET(self) -> None:
-        """A followed redirect may arrive as a GET: it is logged as a request like any other."""
-        self.server.teacher.receive(self.path, {name.lower(): value for name, value in self.headers.items()}, {})
-        self._send(200, b"{}")
-
     def _answer(self, asked: Asked) -> bytes:
         write = _message if asked.path.endswith("/messages") else _reply
-        return write(self.server.teacher.answer(asked.mark), asked.billed)
-
-    def _send(self, status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        lines = [f"HTTP/1.1 {status} scripted", "content-type: application/json", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in headers]
-        self.wfile.write("\r\n".join([*lines, "", ""]).encode() + body)
+        return write(self.teacher.answer(asked.mark), asked.billed)
 
     def _fail(self, asked: Asked, fault: Fault) -> None:
         """No whole response."""
         if fault == HANG:
-            self.server.teacher.hang()
+            self.teacher.hang()
         elif fault == TRICKLE:
             body = self._answer(asked)
             self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
@@ -251,15 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in {CUT, CUT_BY_RESET}:
             self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n" + b'{"choices": [')
             time.sleep(0.05)  # what was sent must arrive before the connection ends
-        if fault in {RESET, CUT_BY_RESET}:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.rfile.close()
-        self.wfile.close()
-        self.connection.close()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
-        pass
+        self.drop(is_reset=fault in {RESET, CUT_BY_RESET})
 
 
 def numbered_rows(count: int, first: int = 0) -> list[InputRow]:

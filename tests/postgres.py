@@ -31,20 +31,20 @@ def is_required(name: str) -> bool:
 
 
 class PostgresServer:
-    """A running server; `new_database` gives an address of its own to each test."""
+    """A running server; `new_database` gives an address of its own to each test.
+
+    It names an empty schema: a test sees the same of it as of a database, which takes a hundred times longer to make.
+    """
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self._address = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self._numbers = count()
 
     def new_database(self) -> str:
         name = f"ledger_{next(self._numbers)}"
-        with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
-        return self._address(name)
-
-    def _address(self, database: str) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"
+        with psycopg.connect(self._address, autocommit=True) as connection:
+            connection.execute(f"CREATE SCHEMA {name}".encode())
+        return f"{self._address}?options=-csearch_path%3D{name}"
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def running_server(binaries: Path) -> Iterator[PostgresServer]:
                 _wait_until_it_answers(port, server)
                 yield PostgresServer(port)
             finally:
-                server.send_signal(signal.SIGINT)  # SIGTERM would wait for clients that have not hung up
+                server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
                 server.wait(timeout=30)
 
 

@@ -75,6 +75,7 @@ async def _ask_provider(teacher: "Teacher", rows: "list[BatchRow]", *, cancel: b
     """
     from potstill.errors import NotAuthorisedError
     from potstill.llm.batches import open_batches
+    from potstill.llm.endpoint import endpoint_of
 
     if teacher.api_key_block is not None:
         raise NotAuthorisedError(
@@ -82,9 +83,7 @@ async def _ask_provider(teacher: "Teacher", rows: "list[BatchRow]", *, cancel: b
             "give --set teacher.api_key_block=null --set teacher.api_key_env=NAME, the variable that holds the key"
         )
     said: dict[str, str] = {}
-    async with open_batches(
-        teacher.provider, teacher.base_url, api_key_env=teacher.api_key_env, headers=teacher.headers
-    ) as protocol:
+    async with open_batches(endpoint_of(teacher)) as protocol:
         for row in rows:
             if row.batch_id is None:
                 said[row.token] = "not known to have reached the provider"

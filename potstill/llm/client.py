@@ -2,22 +2,18 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-from urllib.parse import urlencode, urlsplit
+from typing import NamedTuple, Self
+from urllib.parse import urlencode
 
 import aiohttp
 import orjson
 
 from potstill.llm.causes import causes, is_unknown_host
-from potstill.llm.echoes import KeyMask
-from potstill.llm.keys import LoadBlock, key_variable, provider_key
+from potstill.llm.endpoint import CONNECT_SECONDS, Endpoint, is_late, trusted
 from potstill.llm.messages import ChatRequest, Reply
-from potstill.llm.providers import PROVIDERS, address_of
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.providers.errors import hidden_status
 
-CONNECT_SECONDS = 10.0
-"""How long making a connection may take, where the whole request may take longer."""
 IDLE_SECONDS = 4.0
 """A pooled connection that rests longer is closed: uvicorn, and so vLLM, would close it after 5 s, perhaps just as a
 request leaves. HTTP/1.1 cannot tell whether such a request was read, so it is never sent again as if it were not."""
@@ -43,63 +39,41 @@ class ChatClient:
     """Asks one endpoint, each request once; retrying is the caller's.
 
     Redirects are never followed; proxies, netrc and cookies of the environment are never used. Certificates are checked
-    against certifi's, or what SSL_CERT_FILE and SSL_CERT_DIR name. The key is read when the client is made, and goes to
-    its own host only; where a reply or an error echoes it, it is masked before anything else sees it.
+    against certifi's, or what SSL_CERT_FILE and SSL_CERT_DIR name. The key goes to its own host only; where a reply or an
+    error echoes it, it is masked before anything else sees it.
 
     Args:
-        provider: the name of its protocol, a key of `PROVIDERS`.
-        base_url: None for the provider's own address.
-        api_key_env: the variable that holds the key; None for the provider's own at its own address, else for no key.
-        api_key_block: the secret block that holds it instead; `load_block` reads it.
-        headers: more headers for every request; those of the provider win.
+        endpoint: see `open_endpoint`.
         api_version: `api-version` in the query, as Azure wants it.
         concurrency: connections at most.
         timeout_seconds: for one request in all, from waiting for a connection to the last byte.
-
-    Errors: `NotAuthorisedError` for a key that is missing or another host's.
     """
 
     def __init__(
         self,
-        provider: str,
-        base_url: str | None,
+        endpoint: Endpoint,
         *,
-        api_key_env: str | None = None,
-        api_key_block: str | None = None,
-        load_block: LoadBlock | None = None,
-        headers: Mapping[str, str] | None = None,
         api_version: str | None = None,
         concurrency: int = 16,
         timeout_seconds: float = 120.0,
     ) -> None:
-        self.provider = PROVIDERS[provider]
-        self.base_url = address_of(self.provider, base_url)
-        key = provider_key(
-            self.provider, self.base_url, variable=api_key_env, block=api_key_block, load_block=load_block
-        )
-        self._mask = KeyMask(key)
-        given = key_variable(api_key_env, self.provider, self.base_url)
-        self._key_name = f"secret block {api_key_block}" if api_key_block else given
+        self.provider = endpoint.provider
+        self.base_url = endpoint.base_url
+        self.key_remedy = endpoint.key_remedy
+        self._endpoint = endpoint
         query = f"?{urlencode({'api-version': api_version})}" if api_version else ""
         self._url = self.base_url + self.provider.path() + query
-        self._headers = {
-            "user-agent": "potstill",
-            **{name.lower(): value for name, value in (headers or {}).items()},
-            "content-type": "application/json",
-            **self.provider.headers(key, self.base_url),
-        }
         self._timeout_seconds = timeout_seconds
         self._concurrency = concurrency
         self._http: aiohttp.ClientSession | None = None
         self._has_answered = False
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(
-            limit=self._concurrency, keepalive_timeout=IDLE_SECONDS, ssl=_trust() if self._is_https else True
-        )
+        trust = trusted() if self._endpoint.is_https else True
+        connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=IDLE_SECONDS, ssl=trust)
         self._http = aiohttp.ClientSession(
             connector=connector,
-            headers=self._headers,
+            headers=self._endpoint.headers | {"content-type": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(self._timeout_seconds, sock_connect=CONNECT_SECONDS),
             trust_env=False,
@@ -127,23 +101,12 @@ class ChatClient:
         self._has_answered = True
         return self._read(response.status, content, response.headers)
 
-    @property
-    def key_remedy(self) -> str:
-        """What a user may do where the key is not accepted."""
-        if self._key_name is None:
-            return "no key was sent: name the variable that holds it with --api-key-env or teacher.api_key_env"
-        return f"check {self._key_name}"
-
-    @property
-    def _is_https(self) -> bool:
-        return urlsplit(self.base_url).scheme == "https"
-
     def _read(self, status: int, content: bytes | None, headers: Mapping[str, str]) -> Attempt:
         limits = self.provider.read_limits(headers)
         if content is None:
             message = f"malformed reply: longer than {LONGEST_REPLY_BYTES // 2**20} MiB"
             return Attempt(Failure("transient", message), status, may_be_billed=True, limits=limits)
-        body = self._parse(content)
+        body = self._endpoint.parse(content)
         if not 200 <= status < 300:
             failure = self.provider.read_error(status, body, headers)
             return Attempt(failure, status, may_be_billed=False, limits=limits)
@@ -156,34 +119,21 @@ class ChatClient:
 
     def _lost(self, error: BaseException) -> Attempt:
         """The attempt of a request that left, and whose answer did not come whole."""
-        is_late = any(isinstance(cause, TimeoutError) for cause in causes(error))
-        message = (
-            f"no answer within {self._timeout_seconds:g} s" if is_late else f"connection lost: {self._describe(error)}"
-        )
-        return Attempt(Failure("transient", message), None, may_be_billed=True, is_late=is_late)
+        late = is_late(error)
+        lost = f"connection lost: {self._endpoint.describe(error)}"
+        message = f"no answer within {self._timeout_seconds:g} s" if late else lost
+        return Attempt(Failure("transient", message), None, may_be_billed=True, is_late=late)
 
     def _unsent(self, error: BaseException) -> Attempt | None:
         """The attempt of a request that never left this machine; None where it may have."""
         is_no_host = any(isinstance(cause, (UnicodeError, aiohttp.InvalidURL)) for cause in causes(error))
         if is_no_host or is_unknown_host(error, was_known=self._has_answered):
-            host = urlsplit(self.base_url).hostname
-            return Attempt(
-                Failure("run", f"no host named {host}: check base_url and the network"), None, may_be_billed=False
-            )
+            message = f"no host named {self._endpoint.host}: check base_url and the network"
+            return Attempt(Failure("run", message), None, may_be_billed=False)
         if isinstance(error, NEVER_SENT):
-            failure = Failure("transient", f"no connection to {self.base_url}: {self._describe(error)}")
+            failure = Failure("transient", f"no connection to {self.base_url}: {self._endpoint.describe(error)}")
             return Attempt(failure, None, may_be_billed=False)
         return None
-
-    def _parse(self, content: bytes) -> Any:
-        try:
-            return self._mask.read_json(content)
-        except orjson.JSONDecodeError:
-            return None
-
-    def _describe(self, error: BaseException) -> str:
-        """What the transport says of it; that may quote the server."""
-        return self._mask.clean_text(str(error))[:160] or type(error).__name__
 
 
 async def _read_whole(response: aiohttp.ClientResponse) -> bytes | None:
@@ -197,10 +147,3 @@ async def _read_whole(response: aiohttp.ClientResponse) -> bytes | None:
             response.close()
             return None
     return b"".join(parts)
-
-
-def _trust() -> Any:
-    """The certificates that httpx trusts, so that one machine has one answer everywhere in Potstill."""
-    import httpx
-
-    return httpx.create_ssl_context()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, TransientTeacherError
+from potstill.errors import BudgetReachedError, TransientTeacherError
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Purpose, Settlement, Status
 from potstill.ledger.grouping import GroupedLedger
 from potstill.llm.breaker import Breaker
@@ -12,6 +12,7 @@ from potstill.llm.client import Attempt, ChatClient
 from potstill.llm.limiter import Cost, Limiter, Ticket
 from potstill.llm.messages import ChatRequest, Reply, SharedPrefixes, hidden_tokens
 from potstill.llm.providers.base import Failure, Limit, LimitName
+from potstill.llm.providers.errors import error_for_the_run
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
 from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of, step_of
@@ -20,8 +21,6 @@ from potstill.teacher.stopping import Stop
 
 BYTES_A_TOKEN = 4
 NO_LIMITS: Mapping[LimitName, Limit] = {}
-LONGEST_WAIT_SECONDS = 300.0
-"""A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
 ROOM_SECONDS = 1.0
 """How often somebody who waits for room in the budget looks whether another process has made some."""
 
@@ -188,17 +187,10 @@ class Sender:
         if isinstance(failure, Reply):
             return
         said = f"{self._client.base_url}: {failure.message}"
-        if failure.cause == "authorisation":
-            self._stop.because(NotAuthorisedError(f"{said}: {self._client.key_remedy}"))
-        elif failure.cause == "billing":
-            self._stop.because(NotAuthorisedError(f"{said}: add credit or raise the limit, then run the same again"))
-        elif failure.cause == "run":
-            self._stop.because(PermanentTeacherError(said))
-        elif failure.cause == "request":
+        if failure.cause == "request":
             raise (RefusedError if self.has_replied else EarlyRefusalError)(failure.message)
-        elif (failure.retry_after_seconds or 0) > LONGEST_WAIT_SECONDS:
-            wait = f"it asks to wait {failure.retry_after_seconds:.0f} s"
-            self._stop.because(TransientTeacherError(f"{said}; {wait}: run the same again then"))
+        if (error := error_for_the_run(failure, said, self._client.key_remedy)) is not None:
+            self._stop.because(error)
         elif self._breaker.is_open:
             self._stop.because(
                 TransientTeacherError(f"{said}; {self._breaker.reason()}: run the same again when it is up")

@@ -19,6 +19,7 @@ from potstill.ledger.owners import RENEW_SECONDS
 from potstill.llm.batches import open_batches
 from potstill.llm.batches.base import BatchProtocol
 from potstill.llm.client import ChatClient
+from potstill.llm.endpoint import endpoint_of
 from potstill.llm.keys import LoadBlock
 from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.asking import Asker
@@ -57,19 +58,14 @@ class TeacherSession:
     ) -> None:
         teacher = plan.teacher
         self._plan = plan
+        self._endpoint = endpoint_of(teacher, load_block)
         self._client = ChatClient(
-            teacher.provider,
-            teacher.base_url,
-            api_key_env=teacher.api_key_env,
-            api_key_block=teacher.api_key_block,
-            load_block=load_block,
-            headers=teacher.headers,
+            self._endpoint,
             api_version=teacher.api_version,
             concurrency=teacher.concurrency,
             timeout_seconds=teacher.timeout_seconds,
         )
         self._ledger = GroupedLedger(ledger)
-        self._load_block = load_block
         self._caps = caps
         self._policy = policy or RetryPolicy()
         self._asker = Asker(
@@ -180,21 +176,12 @@ class TeacherSession:
     @asynccontextmanager
     async def _protocol(self) -> AsyncIterator[BatchProtocol]:
         """The batch endpoint; who uses it is cancelled with the others."""
-        teacher = self._plan.teacher
         task = asyncio.current_task()
         assert task is not None
         self._waiting.add(task)
+        timeout_seconds = self._plan.teacher.timeout_seconds
         try:
-            async with open_batches(
-                teacher.provider,
-                teacher.base_url,
-                api_key_env=teacher.api_key_env,
-                api_key_block=teacher.api_key_block,
-                load_block=self._load_block,
-                headers=teacher.headers,
-                timeout_seconds=teacher.timeout_seconds,
-                policy=self._policy,
-            ) as protocol:
+            async with open_batches(self._endpoint, timeout_seconds=timeout_seconds, policy=self._policy) as protocol:
                 yield protocol
         finally:
             self._waiting.discard(task)

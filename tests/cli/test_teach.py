@@ -5,7 +5,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,6 @@ GIVEN_PRICE = f"{PRICE.input_per_million},{PRICE.output_per_million}"
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POTSTILL_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("POTSTILL_KEY_HOSTS", raising=False)
-
-
-@pytest.fixture
-def teacher() -> Iterator[FakeTeacher]:
-    with FakeTeacher() as teacher:
-        yield teacher
 
 
 @pytest.fixture

@@ -128,9 +128,9 @@ def test_who_sent_no_key_at_all_is_told_how_to_name_one(teach: Teach) -> None:
     ("fault", "text", "reason"),
     [
         (TOO_LONG, "Which is #0003?", "maximum context length is 8192 tokens"),
-        (TOO_LARGE, "#0003 " + "a long prompt " * 375_000, "Request entity too large"),
+        (TOO_LARGE, "#0003 " + "a long prompt " * 37_500, "Request entity too large"),
     ],
-    ids=["over the context window", "5 MB"],
+    ids=["over the context window", "half a MB"],
 )
 def test_a_prompt_that_is_too_long_is_put_aside_alone_with_the_reason(
     teach: Teach, fault: Fault, text: str, reason: str

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from potstill.llm.client import ChatClient
+from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import ChatRequest, Reply, schema_format
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure
@@ -271,7 +272,7 @@ async def test_a_conversation_over_the_wire() -> None:
     call = json.dumps(reply(USE, stop_reason="tool_use")).encode()
     overloaded = json.dumps({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}).encode()
     with FakeTeacher() as teacher:
-        async with ChatClient("anthropic", teacher.url) as client:
+        async with ChatClient(open_endpoint("anthropic", teacher.url)) as client:
             messages: list[Message] = [{"role": "system", "content": "Find #0042."}, USER]
 
             teacher.fail_next(Fault("overloaded", 529, overloaded), Fault("call", 200, call, tuple(limits)))

@@ -1,12 +1,13 @@
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from potstill.errors import NotAuthorisedError
 from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure, Limit
@@ -35,14 +36,8 @@ REQUEST = ChatRequest(model="m", messages=[{"role": "user", "content": "Which is
 
 
 @pytest.fixture
-def teacher() -> Iterator[FakeTeacher]:
-    with FakeTeacher() as teacher:
-        yield teacher
-
-
-@pytest.fixture
 async def client(teacher: FakeTeacher) -> AsyncIterator[ChatClient]:
-    async with ChatClient("openai_compatible", teacher.url, timeout_seconds=5) as client:
+    async with ChatClient(open_endpoint("openai_compatible", teacher.url), timeout_seconds=5) as client:
         yield client
 
 
@@ -100,7 +95,7 @@ async def test_an_unusable_reply_still_tells_its_bill(teacher: FakeTeacher, clie
 
 async def test_a_hanging_server_is_left_at_the_timeout(teacher: FakeTeacher) -> None:
     teacher.fail_next(HANG)
-    async with ChatClient("openai_compatible", teacher.url, timeout_seconds=0.3) as client:
+    async with ChatClient(open_endpoint("openai_compatible", teacher.url), timeout_seconds=0.3) as client:
         attempt = await ask(client)
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.outcome.message) == ("transient", "no answer within 0.3 s")
@@ -124,7 +119,7 @@ async def test_a_server_that_is_not_there_was_never_asked(teacher: FakeTeacher) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    async with ChatClient("openai_compatible", url) as client:
+    async with ChatClient(open_endpoint("openai_compatible", url)) as client:
         attempt = await ask(client)
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.may_be_billed) == ("transient", False)
@@ -132,7 +127,7 @@ async def test_a_server_that_is_not_there_was_never_asked(teacher: FakeTeacher) 
 
 
 async def test_a_host_that_does_not_exist_fails_every_request() -> None:
-    async with ChatClient("openai_compatible", "http://nobody.invalid/v1") as client:
+    async with ChatClient(open_endpoint("openai_compatible", "http://nobody.invalid/v1")) as client:
         attempt = await ask(client)
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.may_be_billed) == ("run", False)
@@ -146,7 +141,7 @@ async def test_a_redirect_is_never_followed_and_the_key_reaches_no_other_host(
     monkeypatch.setenv("MY_KEY", "secret-1")
     with FakeTeacher() as other:
         teacher.behaviour = lambda asked: redirect(f"{other.url}/chat/completions")._replace(status=status)
-        async with ChatClient("openai_compatible", teacher.url, api_key_env="MY_KEY") as client:
+        async with ChatClient(open_endpoint("openai_compatible", teacher.url, api_key_env="MY_KEY")) as client:
             outcome = (await ask(client)).outcome
         assert other.requests == []
     assert isinstance(outcome, Failure)
@@ -160,14 +155,14 @@ def test_the_key_of_a_provider_goes_to_no_server_on_this_machine(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-2")
     with pytest.raises(NotAuthorisedError, match=r"belongs to api\.openai\.com"):
-        ChatClient("openai_compatible", teacher.url, api_key_env="OPENAI_API_KEY")
+        open_endpoint("openai_compatible", teacher.url, api_key_env="OPENAI_API_KEY")
 
 
 async def test_the_openai_provider_at_another_address_sends_no_key_of_its_own(
     teacher: FakeTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-3")
-    async with ChatClient("openai", teacher.url) as client:
+    async with ChatClient(open_endpoint("openai", teacher.url)) as client:
         await ask(client)
     assert "authorization" not in teacher.requests[0].headers
     assert teacher.requests[0].body["max_completion_tokens"] == 9
@@ -220,9 +215,8 @@ async def test_headers_and_version_of_a_teacher_go_with_every_request(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "secret-4")
     headers = {"X-Title": "Potstill", "Content-Type": "text/plain"}
-    async with ChatClient(
-        "openai_compatible", teacher.url, api_key_env="MY_KEY", headers=headers, api_version="2024-10-21"
-    ) as client:
+    endpoint = open_endpoint("openai_compatible", teacher.url, api_key_env="MY_KEY", headers=headers)
+    async with ChatClient(endpoint, api_version="2024-10-21") as client:
         assert isinstance((await ask(client)).outcome, Reply)
     asked = teacher.requests[0]
     assert asked.path == "/v1/chat/completions?api-version=2024-10-21"
@@ -243,7 +237,7 @@ async def test_a_proxy_of_the_environment_sees_no_prompt(teacher: FakeTeacher, m
             monkeypatch.setenv(name, proxy.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        async with ChatClient("openai_compatible", teacher.url) as client:
+        async with ChatClient(open_endpoint("openai_compatible", teacher.url)) as client:
             assert isinstance((await ask(client)).outcome, Reply)
         assert proxy.requests == []
 
@@ -259,7 +253,7 @@ async def test_a_cookie_of_one_reply_does_not_come_back_with_the_next_request(
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 80 + ".example"])
 async def test_a_host_that_no_name_can_be_is_no_host(host: str) -> None:
-    async with ChatClient("openai_compatible", f"http://{host}/v1") as client:
+    async with ChatClient(open_endpoint("openai_compatible", f"http://{host}/v1")) as client:
         attempt = await ask(client)
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.may_be_billed) == ("run", False)
@@ -287,7 +281,7 @@ async def test_an_error_that_comes_as_a_200_means_what_its_code_says_and_was_not
     teacher: FakeTeacher, provider: str, told: Any, cause: str, status: int, says: str
 ) -> None:
     teacher.fail_next(Fault("hidden", 200, json.dumps({"error": told}).encode(), (("retry-after", "3"),)))
-    async with ChatClient(provider, teacher.url, timeout_seconds=5) as client:
+    async with ChatClient(open_endpoint(provider, teacher.url), timeout_seconds=5) as client:
         attempt = await ask(client)
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.http_status, attempt.may_be_billed) == (cause, status, False)

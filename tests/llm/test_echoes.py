@@ -13,6 +13,7 @@ from potstill.errors import NotAuthorisedError
 from potstill.llm.batches import open_batches
 from potstill.llm.client import ChatClient
 from potstill.llm.echoes import MASK, KeyMask
+from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure
 from tests.fake_teacher import FakeTeacher, Fault
@@ -28,7 +29,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask(teacher: FakeTeacher) -> Reply | Failure:
-    async with ChatClient("openai_compatible", teacher.url, api_key_env="MY_KEY") as client:
+    async with ChatClient(open_endpoint("openai_compatible", teacher.url, api_key_env="MY_KEY")) as client:
         return (await client.ask(client.encode(REQUEST))).outcome
 
 
@@ -135,7 +136,7 @@ async def test_a_batch_endpoint_that_quotes_the_key_is_quoted_without_it() -> No
     with ThreadingHTTPServer(("127.0.0.1", 0), EchoingServer) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        async with open_batches("anthropic", url, api_key_env="MY_KEY") as batches:
+        async with open_batches(open_endpoint("anthropic", url, api_key_env="MY_KEY")) as batches:
             with pytest.raises(NotAuthorisedError) as raised:
                 await batches.state("msgbatch_1")
         server.shutdown()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure
 from tests.fake_teacher import CUT_BY_RESET, GARBAGE, RESET, TRICKLE, WITHOUT_USAGE, FakeTeacher, Fault
@@ -18,14 +19,8 @@ REQUEST = ChatRequest(model="m", messages=[{"role": "user", "content": "Which is
 HALF_A_GZIP = gzip.compress(b'{"choices": []}')[:12]
 
 
-@pytest.fixture
-def teacher() -> Iterator[FakeTeacher]:
-    with FakeTeacher() as teacher:
-        yield teacher
-
-
 async def ask(url: str, timeout_seconds: float = 5.0) -> Attempt:
-    async with ChatClient("openai_compatible", url, timeout_seconds=timeout_seconds) as client:
+    async with ChatClient(open_endpoint("openai_compatible", url), timeout_seconds=timeout_seconds) as client:
         return await client.ask(client.encode(REQUEST))
 
 
@@ -111,7 +106,7 @@ async def test_a_reply_that_never_ends_is_cut_off_before_it_fills_the_memory(
 
 
 async def test_a_request_that_a_used_connection_swallowed_is_not_sent_twice(teacher: FakeTeacher) -> None:
-    async with ChatClient("openai_compatible", teacher.url) as client:
+    async with ChatClient(open_endpoint("openai_compatible", teacher.url)) as client:
         assert isinstance((await client.ask(client.encode(REQUEST))).outcome, Reply)
         teacher.fail_next(RESET)
         attempt = await client.ask(client.encode(REQUEST))
@@ -132,10 +127,8 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again()
         writer.close()
 
     server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
-    async with (
-        server,
-        ChatClient("openai_compatible", "http://{}:{}".format(*server.sockets[0].getsockname())) as client,
-    ):
+    endpoint = open_endpoint("openai_compatible", "http://{}:{}".format(*server.sockets[0].getsockname()))
+    async with server, ChatClient(endpoint) as client:
         for _ in range(3):
             assert isinstance((await client.ask(client.encode(REQUEST))).outcome, Reply)
             await asyncio.sleep(0.05)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.llm.test_pace_server import LATENCIES, Server, drive
+from tests.llm.test_pace_server import LATENCIES, Server, drive, seeds
 
 RPM, TPM = {"requests": 3000.0}, {"tokens": 300_000.0}
 SERVERS = [(RPM, "used"), (TPM, "used"), (TPM, "most")]
@@ -41,7 +41,7 @@ def test_where_too_few_are_in_flight_for_the_limit_the_mirror_holds_nothing_back
     assert server.refused == 0
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5, at_once=2))
 def test_the_bars_hold_whatever_the_order_on_the_way(seed: int) -> None:
     server = Server(RPM | TPM, 5, LATENCIES["lognormal"], charge="used", seed=seed)
     drive(server, 1500, 256)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.llm.test_pace_server import LATENCIES, Server, constant, drive, lognormal
+from tests.llm.test_pace_server import LATENCIES, Server, constant, drive, lognormal, seeds
 
 UNLIMITED = {"requests": 6e9}
 
@@ -44,7 +44,7 @@ def test_a_limit_of_tokens_is_found_as_well() -> None:
 @pytest.mark.parametrize("per_minute", [{"requests": 3000}, {"tokens": 300_000}], ids=["requests", "tokens"])
 @pytest.mark.parametrize("latency", ["20 ms", "200 ms", "lognormal"])
 @pytest.mark.parametrize("holds_seconds", [5, 60])
-@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("seed", seeds(3, at_once=1))
 def test_a_server_that_refuses_at_once_and_asks_for_just_the_time_until_there_is_room_is_not_stormed(
     per_minute: dict[str, float], latency: str, holds_seconds: int, seed: int
 ) -> None:

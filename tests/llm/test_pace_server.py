@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import pytest
+
 from potstill.llm.limiter import Cost, Limiter
 from potstill.llm.providers.base import Limit
 
@@ -189,6 +191,11 @@ def lognormal(median: float) -> Callable[[random.Random], float]:
 
 def constant(seconds: float) -> Callable[[random.Random], float]:
     return lambda _: seconds
+
+
+def seeds(count: int, *, at_once: int) -> list[Any]:
+    """So many; the unit tier runs the first ones, `make drill` all."""
+    return [pytest.param(seed, marks=[pytest.mark.drill] if seed > at_once else []) for seed in range(1, count + 1)]
 
 
 LATENCIES = {"20 ms": constant(0.02), "200 ms": constant(0.2), "2 s": constant(2.0), "lognormal": lognormal(0.2)}

@@ -1,8 +1,7 @@
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,18 +38,8 @@ from tests.fake_teacher import (
     row,
 )
 
+pytestmark = pytest.mark.usefixtures("hurried")
 QUICK = RetryPolicy(attempts=6, first_wait_seconds=0.001, longest_wait_seconds=0.01)
-
-
-@pytest.fixture(autouse=True)
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-
-
-@pytest.fixture
-def teacher() -> Iterator[FakeTeacher]:
-    with FakeTeacher() as teacher:
-        yield teacher
 
 
 def planned(teacher: FakeTeacher, rows: list[InputRow], **fields: Any) -> TeachPlan:

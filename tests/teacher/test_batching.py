@@ -37,11 +37,6 @@ def url(ledger_url: str) -> str:
 
 
 @pytest.fixture
-def ledger(url: str) -> Ledger:
-    return Ledger(url)
-
-
-@pytest.fixture
 def teacher() -> Iterator[BatchTeacher]:
     with BatchTeacher() as teacher:
         teacher.runs_by_itself = True
@@ -51,7 +46,7 @@ def teacher() -> Iterator[BatchTeacher]:
 @pytest.fixture(params=["openai_compatible", "anthropic"])
 def planned(request: pytest.FixtureRequest, teacher: BatchTeacher) -> Callable[..., TeachPlan]:
     def make(count: int = 12, **fields: Any) -> TeachPlan:
-        given = {"provider": request.param, "batch_poll_seconds": 0.02, "mode": "batch", **fields}
+        given = {"provider": request.param, "batch_poll_seconds": 0.005, "mode": "batch", **fields}
         return make_plan(ListedRows(numbered_rows(count)), make_teacher(teacher.url, **given), None)
 
     return make
@@ -425,7 +420,7 @@ class TestRejections:
 
     @pytest.fixture
     def plan(self, teacher: BatchTeacher) -> TeachPlan:
-        given = {"provider": "openai_compatible", "batch_poll_seconds": 0.02, "mode": "batch"}
+        given = {"provider": "openai_compatible", "batch_poll_seconds": 0.005, "mode": "batch"}
         return make_plan(ListedRows(numbered_rows(12)), make_teacher(teacher.url, **given), None)
 
     def test_a_queue_that_is_full_takes_smaller_batches(

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from decimal import Decimal
+from typing import NamedTuple
 
 import pytest
 
@@ -11,6 +12,7 @@ from potstill.llm.pricing import Rates
 from potstill.records import Usage
 from potstill.statistics import t_quantile
 from potstill.teacher.estimate import (
+    Figure,
     Missing,
     SampledPrompt,
     bound_usd,
@@ -45,18 +47,22 @@ def prompt(num_bytes: int = 400, tokens_in: int = 100, tokens_out: int = 50, **f
     return SampledPrompt(num_bytes, fields.pop("answers", 1), (usage,), 1, **fields)
 
 
-def population(rng: random.Random, length: Length) -> list[SampledPrompt]:
-    """Prompts of skewed lengths, about four bytes a token."""
+class Drawn(NamedTuple):
+    """What is estimated of a population, and what it is in truth."""
+
+    figure: Figure
+    truth: float
+
+
+def drawn(rng: random.Random, length: Length) -> Drawn:
+    """Of prompts of skewed lengths, about four bytes a token, some are asked; the cost of the others is the question."""
     sizes = [300 + int(rng.lognormvariate(6.5, 0.6)) for _ in range(PROMPTS)]
-    return [prompt(size, int(size / 4 * rng.gauss(1, 0.05)) + 8, max(1, int(length(rng)))) for size in sizes]
-
-
-def missing_of(prompts: list[SampledPrompt]) -> Missing:
-    return Missing(sum(one.answers for one in prompts), sum(one.request_bytes for one in prompts))
-
-
-def usd_of(prompts: list[SampledPrompt]) -> float:
-    return float(sum(RATES.cost(usage) for one in prompts for usage in one.usages))
+    prompts = [(size, int(size / 4 * rng.gauss(1, 0.05)) + 8, max(1, int(length(rng)))) for size in sizes]
+    num_bytes, tokens_in, tokens_out = map(sum, zip(*prompts[SMOKE:], strict=True))
+    sampled = [prompt(*one) for one in prompts[:SMOKE]]
+    figure = estimate_usd(sampled, Missing(PROMPTS - SMOKE, num_bytes), RATES)
+    assert figure is not None
+    return Drawn(figure, float(RATES.cost(Usage(input=tokens_in, output=tokens_out))))
 
 
 def coverage(length: Length) -> tuple[float, float]:
@@ -64,12 +70,9 @@ def coverage(length: Length) -> tuple[float, float]:
     rng = random.Random(20261124)
     within = below = 0
     for _ in range(POPULATIONS):
-        prompts = population(rng, length)
-        figure = estimate_usd(prompts[:SMOKE], missing_of(prompts[SMOKE:]), RATES)
-        assert figure is not None
+        figure, truth = drawn(rng, length)
         assert figure.low is not None
         assert figure.high is not None
-        truth = usd_of(prompts[SMOKE:])
         within += figure.low <= truth <= figure.high
         below += truth <= figure.high
     return within / POPULATIONS, below / POPULATIONS
@@ -92,10 +95,8 @@ def test_the_estimate_has_no_bias() -> None:
     rng = random.Random(7)
     ratios = []
     for _ in range(POPULATIONS):
-        prompts = population(rng, skewed)
-        figure = estimate_usd(prompts[:SMOKE], missing_of(prompts[SMOKE:]), RATES)
-        assert figure is not None
-        ratios.append(figure.expected / usd_of(prompts[SMOKE:]))
+        figure, truth = drawn(rng, skewed)
+        ratios.append(figure.expected / truth)
     assert sum(ratios) / len(ratios) == pytest.approx(1, abs=0.02)
 
 

@@ -38,11 +38,6 @@ class Moody:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-
-
-@pytest.fixture
 def teacher() -> Iterator[FakeTeacher]:
     with FakeTeacher(answer=Moody(**{"0001": ["maybe", "maybe", "no"], "0002": ["perhaps"]})) as teacher:
         yield teacher

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,17 +37,8 @@ from tests.fake_teacher import (
     numbered_rows,
 )
 
+pytestmark = pytest.mark.usefixtures("hurried")
 QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'ledger.db'}"
-
-
-@pytest.fixture
-def ledger(url: str) -> Ledger:
-    return Ledger(url)
 
 
 class Door:
@@ -224,7 +214,9 @@ def test_a_ledger_that_cannot_be_written_stops_the_spending(
     url: str, budget: Decimal | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FullLedger, "settled", 0)
-    monkeypatch.setattr("potstill.ledger.grouping.RETRY_SECONDS", 0.6)
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("potstill.teacher.sending.ROOM_SECONDS", 0.1)
     with FakeTeacher(latency=0.02) as teacher, ThreadPoolExecutor(1) as pool:
         plan = planned(teacher, 100, concurrency=4)
         with (

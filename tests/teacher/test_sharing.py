@@ -1,5 +1,4 @@
 import threading
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -28,12 +27,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ledger() -> Ledger:
     return Ledger()
-
-
-@pytest.fixture
-def teacher() -> Iterator[FakeTeacher]:
-    with FakeTeacher() as teacher:
-        yield teacher
 
 
 def planned(teacher: FakeTeacher, count: int = 24, **fields: Any) -> TeachPlan:

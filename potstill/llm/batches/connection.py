@@ -9,18 +9,16 @@ import aiohttp
 import httpx
 import orjson
 
-from potstill.errors import NotAuthorisedError, PermanentTeacherError, PotstillError, TransientTeacherError
+from potstill.errors import NotAuthorisedError, PermanentTeacherError, PotstillError
 from potstill.llm.batches.spool import Spool
-from potstill.llm.causes import causes, is_unknown_host
-from potstill.llm.echoes import KeyMask
-from potstill.llm.providers.base import Failure, Provider
+from potstill.llm.causes import is_unknown_host
+from potstill.llm.endpoint import CONNECT_SECONDS, Endpoint, is_late, trusted
+from potstill.llm.providers.base import Failure
+from potstill.llm.providers.errors import error_for_the_run
 from potstill.llm.retrying import UnansweredError
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 10.0
-LONGEST_WAIT_SECONDS = 300.0
-"""A server that asks for more ends the call: it goes on when the same is run again."""
 SLOWEST_BYTES_PER_SECOND = 100_000
 """An upload that is slower than this is given up."""
 
@@ -36,14 +34,11 @@ class Connection:
     masked.
     """
 
-    def __init__(
-        self, provider: Provider, base_url: str, headers: Mapping[str, str], timeout_seconds: float, mask: KeyMask
-    ) -> None:
-        self.provider = provider
-        self._base_url = httpx.URL(base_url)
-        self._headers = headers
+    def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
+        self.provider = endpoint.provider
+        self._endpoint = endpoint
+        self._base_url = httpx.URL(endpoint.base_url)
         self._timeout_seconds = timeout_seconds
-        self._mask = mask
         self._http: httpx.AsyncClient | None = None
         self._has_answered = False
 
@@ -52,8 +47,8 @@ class Connection:
         from httpx_aiohttp import AiohttpTransport
 
         async with httpx.AsyncClient(
-            transport=AiohttpTransport(),
-            headers=self._headers,
+            transport=AiohttpTransport(verify=trusted()),
+            headers=self._endpoint.headers,
             timeout=httpx.Timeout(self._timeout_seconds, connect=min(CONNECT_SECONDS, self._timeout_seconds)),
             follow_redirects=False,
         ) as self._http:
@@ -83,7 +78,7 @@ class Connection:
         self._has_answered = True
         self._check(response)
         try:
-            return read(self._mask.read_json(response.content))
+            return read(self._endpoint.mask.read_json(response.content))
         except (LookupError, TypeError, ValueError, AttributeError):
             raise LostAnswerError(f"{self._base_url}: the answer to {method} {path} cannot be read") from None
 
@@ -94,7 +89,7 @@ class Connection:
                 if not response.is_success:
                     await response.aread()
                 self._check(response)
-                async for lines in self._mask.clean_lines(response.aiter_bytes()):
+                async for lines in self._endpoint.mask.clean_lines(response.aiter_bytes()):
                     yield lines
 
     def _address(self, path: str) -> httpx.URL:
@@ -126,32 +121,23 @@ class Connection:
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             if is_unknown_host(error, was_known=self._has_answered):
                 raise PermanentTeacherError(f"no host named {self._base_url.host}: check base_url") from None
-            if any(isinstance(cause, TimeoutError) for cause in causes(error)):
+            if is_late(error):
                 raise LostAnswerError(f"{self._base_url}: no answer in time") from None
-            said = self._mask.clean_text(str(error))[:160] or type(error).__name__
+            said = self._endpoint.describe(error)
             raise LostAnswerError(f"{self._base_url}: connection lost: {said}") from None
 
     def _check(self, response: httpx.Response) -> None:
-        if response.is_success:
-            return
-        try:
-            body = self._mask.read_json(response.content)
-        except orjson.JSONDecodeError:
-            body = None
-        raise self._error(self.provider.read_error(response.status_code, body, response.headers))
+        if not response.is_success:
+            body = self._endpoint.parse(response.content)
+            raise self._error(self.provider.read_error(response.status_code, body, response.headers))
 
     def _error(self, failure: Failure) -> Exception:
         message = f"{self._base_url}: {failure.message}"
-        wait = failure.retry_after_seconds
-        if failure.cause == "authorisation":
-            return NotAuthorisedError(message)
-        if failure.cause == "billing":
-            return NotAuthorisedError(f"{message}: add credit or raise the limit, then run the same again")
-        if failure.cause in {"request", "run"}:
+        if failure.cause == "request":
             return PermanentTeacherError(message)
-        if (wait or 0) > LONGEST_WAIT_SECONDS:
-            return TransientTeacherError(f"{message}; it asks to wait {wait:.0f} s: run the same again then")
-        return (UnansweredError if failure.cause == "rate_limit" else LostAnswerError)(message, wait)
+        is_refused = failure.cause == "rate_limit"
+        unanswered = (UnansweredError if is_refused else LostAnswerError)(message, failure.retry_after_seconds)
+        return error_for_the_run(failure, message) or unanswered
 
 
 def _body(json: Any, spool: Spool | None, form: Mapping[str, str] | None) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from potstill.errors import NotAuthorisedError, PermanentTeacherError, PotstillError, TransientTeacherError
 from potstill.llm.providers.base import Failure
 from potstill.llm.providers.headers import read_retry_after
 from potstill.texts import one_line
 
 LONGEST_QUOTE = 200
+LONGEST_WAIT_SECONDS = 300.0
+"""A server that asks for more, such as a day's quota, ends the run: it goes on when the same is run again."""
 
 _BILLING = re.compile(
     r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_(exceeded|reached)|(organization_)?usage_limit_exceeded"
@@ -109,3 +112,17 @@ def _read(body: Any) -> Said:
     found = (error.get("code"), error.get("type"), details.get("error_code") if isinstance(details, dict) else None)
     message = one_line(str(error.get("message") or "").strip()[:LONGEST_QUOTE]).strip().rstrip(".")
     return Said(message, frozenset(code for code in found if isinstance(code, str)))
+
+
+def error_for_the_run(failure: Failure, said: str, key_remedy: str = "") -> PotstillError | None:
+    """What ends the run, where asking again or for something else cannot help now; None for any other failure."""
+    if failure.cause == "authorisation":
+        return NotAuthorisedError(f"{said}: {key_remedy}" if key_remedy else said)
+    if failure.cause == "billing":
+        return NotAuthorisedError(f"{said}: add credit or raise the limit, then run the same again")
+    if failure.cause == "run":
+        return PermanentTeacherError(said)
+    if failure.cause != "request" and (failure.retry_after_seconds or 0) > LONGEST_WAIT_SECONDS:
+        wait = f"it asks to wait {failure.retry_after_seconds:.0f} s"
+        return TransientTeacherError(f"{said}; {wait}: run the same again then")
+    return None

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import aiohttp
 
 from potstill.llm.client import Attempt, ChatClient
+from potstill.llm.endpoint import open_endpoint
 from tests.fake_teacher import MARK, PRICE
 from tests.teacher.simulation.world import Process, World
 
@@ -168,7 +169,7 @@ class Client(ChatClient):
     """The real one up to the wire and from it on: what lies between is the provider above."""
 
     def __init__(self, provider: Provider, process: Process, account: tuple[str, str | None]) -> None:
-        super().__init__("openai_compatible", URL, timeout_seconds=TIMEOUT_SECONDS)
+        super().__init__(open_endpoint("openai_compatible", URL), timeout_seconds=TIMEOUT_SECONDS)
         self._theirs = provider
         self._process = process
         self._account = account

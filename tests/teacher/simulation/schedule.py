@@ -10,6 +10,7 @@ from potstill.ledger import Caps, Ledger
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.schema import to_pico
 from potstill.llm.client import ChatClient
+from potstill.llm.endpoint import open_endpoint
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from tests.fake_teacher import MARK, make_teacher, row
@@ -65,7 +66,7 @@ class Schedule:
         answers = {answer.key: answer for plan in plans for answer in plan.answers()}
         self._texts = {key: answer.prompt.messages[-1]["content"] for key, answer in answers.items()}
         self._marks = {key: MARK.findall(text)[0] for key, text in self._texts.items()}
-        encode, rates = ChatClient("openai_compatible", URL).encode, plans[0].rates
+        encode, rates = ChatClient(open_endpoint("openai_compatible", URL)).encode, plans[0].rates
         self._bounds = {
             key: to_pico(rates.upper_bound(len(encode(answer.request)), answer.request.max_tokens))
             for key, answer in answers.items()

@@ -1,7 +1,5 @@
 """Both providers' batches against a real server: what goes in, what comes out, and what each line means."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,15 +7,16 @@ import pytest
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TransientTeacherError, UsageError
 from potstill.llm.batches import open_batches
 from potstill.llm.batches.base import BatchProtocol, BatchResult, BatchState, Limits, custom_id, split
+from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import Reply
 from potstill.llm.providers.base import Failure
-from potstill.llm.retrying import RetryPolicy
 from tests.batch_teacher import (
     BAD_LINE,
     DROP_AFTER,
     DROP_BEFORE,
     EMPTY,
     NO_JSON,
+    QUICK,
     TIMED_OUT,
     WITHOUT_USAGE,
     BatchTeacher,
@@ -26,37 +25,13 @@ from tests.batch_teacher import (
     cut,
     error,
     numbered_requests,
+    opened,
     redirect,
     refuse,
     short,
 )
 
 TOKEN = "night_0007"
-QUICK = RetryPolicy(attempts=4, first_wait_seconds=0.001, longest_wait_seconds=0.01)
-
-
-@pytest.fixture
-def teacher() -> Iterator[BatchTeacher]:
-    with BatchTeacher() as teacher:
-        yield teacher
-
-
-@pytest.fixture(params=["openai", "anthropic"])
-def provider(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@asynccontextmanager
-async def opened(provider: str, teacher: BatchTeacher, **options: Any) -> AsyncIterator[BatchProtocol]:
-    options = {"timeout_seconds": 5.0, "policy": QUICK} | options
-    async with open_batches(provider, teacher.url, **options) as batches:
-        yield batches
-
-
-@pytest.fixture
-async def batches(provider: str, teacher: BatchTeacher) -> AsyncIterator[BatchProtocol]:
-    async with opened(provider, teacher) as batches:
-        yield batches
 
 
 async def collect(batches: BatchProtocol, state: BatchState) -> dict[str, BatchResult]:
@@ -449,7 +424,7 @@ async def test_anthropic_results_at_another_host_get_no_key(
 
 
 async def test_a_host_that_does_not_exist_is_named(provider: str) -> None:
-    async with open_batches(provider, "http://nobody.invalid/v1", policy=QUICK) as batches:
+    async with open_batches(open_endpoint(provider, "http://nobody.invalid/v1"), policy=QUICK) as batches:
         with pytest.raises(PermanentTeacherError, match=r"no host named nobody\.invalid: check base_url"):
             await batches.state("batch_0000")
 

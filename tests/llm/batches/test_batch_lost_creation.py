@@ -3,75 +3,45 @@
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from potstill.errors import TransientTeacherError
-from potstill.llm.batches import open_batches
 from potstill.llm.batches.base import BatchProtocol, BatchResult, is_of
 from potstill.llm.messages import Reply
-from potstill.llm.retrying import RetryPolicy
 from tests.batch_teacher import (
     DROP_AFTER,
     DROP_BEFORE,
     FINE,
     HANG_AFTER,
     NO_JSON,
+    QUICK,
     BatchTeacher,
     CallFault,
     fail_after,
     numbered_requests,
+    opened,
     refuse,
 )
 
 TOKEN, OTHER = "night_0007", "night_0008"
-QUICK = RetryPolicy(attempts=4, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 LOST_AFTER = [DROP_AFTER, NO_JSON, fail_after(502), HANG_AFTER]
 COUNT = 3
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SUBMIT = """
 import asyncio, sys
 from potstill.llm.batches import open_batches
+from potstill.llm.endpoint import open_endpoint
 from tests.batch_teacher import numbered_requests
 
 async def main(provider, url, token):
-    async with open_batches(provider, url) as batches:
+    async with open_batches(open_endpoint(provider, url)) as batches:
         await batches.submit(numbered_requests(provider, token, 3), token)
 
 asyncio.run(main(*sys.argv[1:]))
 """
-
-
-@pytest.fixture
-def teacher() -> Iterator[BatchTeacher]:
-    with BatchTeacher() as teacher:
-        yield teacher
-
-
-@pytest.fixture(params=["openai", "anthropic"])
-def provider(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@asynccontextmanager
-async def opened(provider: str, teacher: BatchTeacher, **options: Any) -> AsyncIterator[BatchProtocol]:
-    async def at_once(_: float) -> None:
-        pass
-
-    options = {"timeout_seconds": 1.0, "policy": QUICK, "sleep": at_once} | options
-    async with open_batches(provider, teacher.url, **options) as batches:
-        yield batches
-
-
-@pytest.fixture
-async def batches(provider: str, teacher: BatchTeacher) -> AsyncIterator[BatchProtocol]:
-    async with opened(provider, teacher) as batches:
-        yield batches
 
 
 async def collect(batches: BatchProtocol, batch_id: str) -> list[BatchResult]:
@@ -80,14 +50,15 @@ async def collect(batches: BatchProtocol, batch_id: str) -> list[BatchResult]:
 
 @pytest.mark.parametrize("fault", LOST_AFTER, ids=lambda fault: fault.kind)
 async def test_a_batch_whose_creation_was_not_heard_of_is_found_and_not_created_again(
-    batches: BatchProtocol, provider: str, teacher: BatchTeacher, fault: CallFault
+    provider: str, teacher: BatchTeacher, fault: CallFault
 ) -> None:
     teacher.polls = 1
     teacher.fail_next("create", fault)
-    state = await batches.submit(numbered_requests(provider, TOKEN, COUNT), TOKEN)
-    assert [state.id] == list(teacher.batches)
-    await batches.state(state.id)
-    assert all(isinstance(result.outcome, Reply) for result in await collect(batches, state.id))
+    async with opened(provider, teacher, timeout_seconds=0.3 if fault == HANG_AFTER else 5.0) as batches:
+        state = await batches.submit(numbered_requests(provider, TOKEN, COUNT), TOKEN)
+        assert [state.id] == list(teacher.batches)
+        await batches.state(state.id)
+        assert all(isinstance(result.outcome, Reply) for result in await collect(batches, state.id))
     assert (len(teacher.billed), teacher.billed_twice()) == (COUNT, {})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.batch_teacher import BatchTeacher
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUNT = 50_000
 LETTERS = 1200
 
@@ -16,6 +16,7 @@ import asyncio, json, re, sys
 from pathlib import Path
 from potstill.llm.batches import open_batches
 from potstill.llm.batches.base import custom_id
+from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import Reply
 
 def peak_megabytes():
@@ -36,7 +37,7 @@ async def go_through(batches, token, count):
     return right
 
 async def main(url, count):
-    async with open_batches("openai", url) as batches:
+    async with open_batches(open_endpoint("openai", url)) as batches:
         await go_through(batches, "warming_up", 200)
         before = peak_megabytes()
         right = await go_through(batches, "night_0007", count)

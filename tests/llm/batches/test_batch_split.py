@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from potstill.errors import UsageError
 from potstill.llm.batches import open_batches
 from potstill.llm.batches.base import Limits, TooLarge, custom_id, is_of, split
+from potstill.llm.endpoint import open_endpoint
+from potstill.llm.providers.openai import OpenAI
 
 ROOMY = Limits(requests=1000, bytes=1000)
 
@@ -82,6 +84,9 @@ def test_a_custom_id_that_a_provider_would_refuse_is_never_made(token: str, name
 
 
 async def test_a_provider_without_batches_is_named() -> None:
+    endpoint = open_endpoint("openai", "http://127.0.0.1:9/v1")
+    pigeon = OpenAI()
+    pigeon.name = "carrier pigeon"
     with pytest.raises(UsageError, match="'carrier pigeon' has no batches: known are anthropic, openai"):
-        async with open_batches("carrier pigeon", None):
+        async with open_batches(endpoint._replace(provider=pigeon)):
             pass
