@@ -125,6 +125,7 @@ def test_a_contender_that_fails_is_an_error_with_its_last_words(tmp_path):
 
 
 class TestPeers:
+    @pytest.mark.flow  # makes an environment, which takes seconds
     def test_a_package_that_cannot_be_installed_is_told_with_pips_words(self, tmp_path, monkeypatch):
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

@@ -99,9 +99,12 @@ def test_every_attempt_is_a_row_whatever_came_of_it(ledger: Ledger, url: str) ->
 def test_a_thousand_small_costs_add_up_exactly(ledger: Ledger) -> None:
     """0.1 and 0.3 micro-dollars have no exact binary form."""
     rates = Rates(Decimal("0.1"), Decimal("0.1"), Decimal("0.3"), "given")
-    for number in range(300):
-        of = plan(f"k{number}", "0.0001")._replace(rates=rates)
-        settle(ledger, begun(ledger, of), of, "answered", Usage(input=1, output=1))
+    plans = [plan(f"k{number}", "0.0001")._replace(rates=rates) for number in range(300)]
+    begun = ledger.write([], [(of, NO_CAPS) for of in plans])
+    usage = Usage(input=1, output=1)
+    ledger.write(
+        [Settlement(it.attempt_id or 0, of, "answered", REPLY, usage) for it, of in zip(begun, plans, strict=True)], []
+    )
     costs = ledger.costs(f"k{number}" for number in range(300))
     assert sum(cost.cost_usd for cost in costs.values()) == Decimal("0.00012")
     assert ledger.account("run").committed_usd == Decimal("0.00012")
