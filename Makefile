@@ -31,12 +31,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python -m potstill.demo
 
-# These folders hold flow tests only; collecting them would import Prefect and TRL for nothing.
+# The ignored folders hold flow tests only; collecting them would import Prefect and TRL for nothing.
 test-unit: setup
-	$(BIN)/pytest -m "not flow and not drill and not gpu" --ignore=tests/flows --ignore=tests/training
+	$(BIN)/pytest -n auto --dist worksteal -m "not flow and not drill and not gpu" --ignore=tests/flows --ignore=tests/training
 
-test: setup
-	$(BIN)/pytest -m "not drill and not gpu"
+# Flows, servers and trainings take both cores already: one after the other.
+test: test-unit
+	$(BIN)/pytest -m "flow and not drill and not gpu"
 
 drill: setup
 	$(BIN)/pytest -m drill -o addopts="-ra --strict-markers -s"

@@ -1,4 +1,7 @@
-"""`python -m bench [NAME …] [--repeats N]`, from the root of the repository: runs benchmarks and keeps their results."""
+"""`python -m bench [NAME …] [--repeats N]`, from the root of the repository: runs benchmarks and keeps their results.
+
+It ends with code 1 where a bar was missed.
+"""
 
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from bench import startup, teacher, training_step
 from bench.fast_teacher import load
 from bench.measuring import Benchmark, Result, Sample, Spread, run
 
+STYLES = {"met": "green", "missed": "bold red", "not measured": "yellow"}
 RESULTS = Path(__file__).parent / "results"
 ALWAYS = {module.BENCHMARK.name: [module.BENCHMARK] for module in (startup, training_step)}
 WHEN_NAMED = {
@@ -38,11 +42,15 @@ def main(*names: str, repeats: int | None = None) -> None:
 
     if unknown := set(names) - set(BY_NAME):
         raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BY_NAME)}")
+    missed = 0
     for benchmark in (one for name in names or ALWAYS for one in BY_NAME[name]):
         result = run(benchmark, repeats or benchmark.repeats, tell)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{benchmark.name}.json").write_text(result.model_dump_json(indent=2) + "\n")
         _show(console, result)
+        missed += sum(bar.verdict == "missed" for bar in result.bars)
+    if missed:
+        raise SystemExit(1)
 
 
 def _show(console: Console, result: Result) -> None:
@@ -58,6 +66,10 @@ def _show(console: Console, result: Result) -> None:
     console.print(table)
     for contender, why in result.skipped.items():
         console.print(f"{contender} was left out: {why}", style="yellow", highlight=False, soft_wrap=True)
+    for bar in result.bars:
+        figure = "–" if bar.figure is None else f"{bar.figure:.3g}"
+        said = f"{bar.claim}: {figure}, bar {'≥' if bar.at_least else '≤'} {bar.limit:.3g}: {bar.verdict}"
+        console.print(said, style=STYLES[bar.verdict], highlight=False, soft_wrap=True)
     checked = ", ".join(f"{_words(name)} {value}" for name, value in result.checked.items())
     console.print(f"Other processes kept {result.other_cores} cores busy. {checked}", highlight=False)
 

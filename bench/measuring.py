@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -58,6 +58,31 @@ class Ratio(Row):
     spread: Spread
 
 
+class Bar(NamedTuple):
+    """What a median must come to."""
+
+    claim: str
+    metric: str
+    of: str
+    """The contender."""
+    to: str | None
+    """The one whose values it is divided by, turn by turn; None where it stands for itself."""
+    limit: float
+    at_least: bool = False
+    """Where more is better; else the limit is the most that is allowed."""
+
+
+class Judged(Row):
+    """A bar and the figure beside it."""
+
+    claim: str
+    figure: float | None
+    limit: float
+    at_least: bool
+    verdict: Literal["met", "missed", "not measured"]
+    """Not measured is what needs a contender that could not take part."""
+
+
 class Benchmark(NamedTuple):
     """What is measured, and against whom."""
 
@@ -74,6 +99,7 @@ class Benchmark(NamedTuple):
     """Makes a contender ready; returns why it cannot take part, or None where it can."""
     check: Callable[[Sequence[Sample]], dict[str, Any]] = lambda _: {}
     """What the evidence shows. Errors: `ValueError` where the contenders did not do the same work."""
+    bars: tuple[Bar, ...] = ()
 
 
 class Result(Row):
@@ -92,6 +118,7 @@ class Result(Row):
     skipped: dict[str, str]
     """Contenders that could not take part, and why."""
     checked: dict[str, Any]
+    bars: list[Judged]
     samples: list[Sample]
 
 
@@ -125,6 +152,15 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
     def of(contender: str, metric: str) -> list[float]:
         return [sample.values[metric] for sample in samples if sample.contender == contender]
 
+    def judge(bar: Bar) -> Judged:
+        if not {bar.of, bar.to or bar.of} <= set(contenders):
+            return Judged(**_shown(bar), figure=None, verdict="not measured")
+        own = of(bar.of, bar.metric)
+        values = own if bar.to is None else [x / y for x, y in zip(own, of(bar.to, bar.metric), strict=True)]
+        figure = _spread(values).median
+        is_met = figure >= bar.limit if bar.at_least else figure <= bar.limit
+        return Judged(**_shown(bar), figure=figure, verdict="met" if is_met else "missed")
+
     return Result(
         benchmark=benchmark.name,
         about=benchmark.about,
@@ -146,6 +182,7 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
         contenders={name: {metric: _spread(of(name, metric)) for metric in metrics} for name in contenders},
         skipped=skipped,
         checked=benchmark.check(samples),
+        bars=[judge(bar) for bar in benchmark.bars],
         samples=samples,
     )
 
@@ -158,6 +195,10 @@ def take_in_child(module: str, *arguments: str) -> Taken:
     if done.returncode != 0:
         raise SubprocessError(f"{module} {arguments[0]} failed: {done.stderr.decode(errors='replace')[-2000:]}")
     return Taken(**orjson.loads(done.stdout.splitlines()[-1]))
+
+
+def _shown(bar: Bar) -> dict[str, Any]:
+    return {"claim": bar.claim, "limit": bar.limit, "at_least": bar.at_least}
 
 
 def _spread(values: Iterable[float]) -> Spread:

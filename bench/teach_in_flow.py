@@ -8,21 +8,19 @@ from decimal import Decimal
 from pathlib import Path
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.cli.inputs import open_rows
 from potstill.recipe import Price, Recipe
 from potstill.recipe_file import load_recipe
 from potstill.records import Prompt, write_parquet
-from tasks.policies import MAX_BATCHES_AT_ONCE
 from tasks.server import start_server
 from tasks.teaching import teach
 
 RECIPE = Path("recipes/demo.yaml")
 
 
-@flow(name="teach-only", task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE))
+@flow(name="teach-only")
 def teach_only(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """The teacher stage of the parent flow."""
     return teach(recipe, prompts)

@@ -22,8 +22,8 @@ from bench.fast_teacher.faults import draw
 from bench.fast_teacher.log import LoggedRequests
 from bench.fast_teacher.running import RunningTeacher, running
 from bench.fast_teacher.settings import Settings
-from bench.measuring import CHILD_ENVIRONMENT, ROOT, Benchmark, Sample, Taken
-from bench.peers.environments import PEERS, EnvironmentFailedError, environment
+from bench.measuring import CHILD_ENVIRONMENT, ROOT, Bar, Benchmark, Sample, Taken
+from bench.peers.environments import CURATOR, PEERS, EnvironmentFailedError, environment
 from bench.prompts import write_prompts
 from potstill.errors import SubprocessError
 
@@ -57,7 +57,7 @@ def potstill_command(url: str, prompts: Path, directory: Path, concurrency: int)
     out = directory / "out"
     arguments = [sys.executable, "-m", "potstill.cli", "teach", str(prompts), "--out", str(out), "--base-url", url]
     arguments += ["--provider", "openai_compatible", "--model", "gpt-4o-mini", "--price", "1,10", "--max-tokens", "256"]
-    arguments += ["--temperature", "0", "--concurrency", str(concurrency), "--no-redact", "--yes", "--json"]
+    arguments += ["--temperature", "0", "--concurrency", str(concurrency), "--no-redact", "--json"]
     return Command(
         arguments, {"POTSTILL_HOME": str(directory / "home"), **CHILD_ENVIRONMENT}, out / "completions.jsonl"
     )
@@ -191,7 +191,7 @@ def _prepare(contender: str) -> str | None:
     return None
 
 
-def _beside_peers(name: str, about: str, workload: Workload) -> Benchmark:
+def _beside_peers(name: str, about: str, workload: Workload, *bars: Bar) -> Benchmark:
     contenders = (POTSTILL, *PEERS)
     return Benchmark(
         name=name,
@@ -203,29 +203,43 @@ def _beside_peers(name: str, about: str, workload: Workload) -> Benchmark:
         open=partial(_open, dict.fromkeys(contenders, workload)),
         prepare=_prepare,
         check=check,
+        bars=bars,
     )
 
 
+TWICE_CURATORS_RATE = Bar(
+    "requests a second ÷ curator's", "requests_per_second", POTSTILL, CURATOR.name, 2, at_least=True
+)
 AT_ONCE = _beside_peers(
     "teacher_at_once",
     "at most 2/5 of the CPU a request of both peers, and at least twice curator's rate",
     Workload(prompts=10_000, concurrency=64),
+    *(Bar(f"CPU a request ÷ that of {peer}", "cpu_us_per_request", POTSTILL, peer, 2 / 5) for peer in PEERS),
+    TWICE_CURATORS_RATE,
 )
 IN_200_MS = _beside_peers(
     "teacher_in_200_ms",
     "at most twice the ideal time, and at least twice curator's rate",
     Workload(prompts=10_000, concurrency=512, latency_ms=200, latency_sigma=0.5),
+    Bar("time ÷ the ideal", "times_the_ideal", POTSTILL, None, 2),
+    TWICE_CURATORS_RATE,
 )
-_SIZES = {f"{count:,} prompts": Workload(count, concurrency=64) for count in (10_000, 100_000)}
+_FEW, _MANY = "10,000 prompts", "100,000 prompts"
+_SIZES = {_FEW: Workload(10_000, concurrency=64), _MANY: Workload(100_000, concurrency=64)}
 SIZES = Benchmark(
     name="teacher_sizes",
     about="first request within 1 s, at most 200 MB at 100,000 prompts, cost linear in their number",
     setting={name: workload._asdict() for name, workload in _SIZES.items()},
     contenders=tuple(_SIZES),
-    comparisons=(("100,000 prompts", "10,000 prompts"),),
+    comparisons=((_MANY, _FEW),),
     repeats=3,
     open=partial(_open, _SIZES),
     check=check,
+    bars=(
+        *(Bar(f"seconds from start to first request, {size}", "start_seconds", size, None, 1) for size in _SIZES),
+        Bar(f"MiB of memory, {_MANY} (200 MB)", "rss_mib", _MANY, None, 200e6 / 2**20),
+        Bar(f"CPU a request, {_MANY} ÷ {_FEW}", "cpu_us_per_request", _MANY, _FEW, 1.25),
+    ),
 )
 
 _WAITING = Workload(prompts=2000, concurrency=64, latency_ms=200, latency_sigma=0.5)
@@ -238,4 +252,5 @@ IN_A_FLOW = Benchmark(
     repeats=3,
     open=partial(_open, dict.fromkeys((FLOW, POTSTILL), _WAITING)),
     check=check,
+    bars=(Bar("time in a flow ÷ that of the command", "times_the_ideal", FLOW, POTSTILL, 1.10),),
 )

@@ -2,7 +2,6 @@
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.recipe import Recipe
 from potstill.report.run_report import RunSummary
@@ -11,7 +10,6 @@ from tasks.assembly import assemble
 from tasks.curation import curate
 from tasks.evaluation import evaluate
 from tasks.gating import decide
-from tasks.policies import MAX_BATCHES_AT_ONCE
 from tasks.preflight import check
 from tasks.release import release
 from tasks.reporting import conclude, report
@@ -22,7 +20,6 @@ from tasks.training import train
 @flow(  # pyright: ignore[reportCallIssue] - same as below
     name="distill-student",
     flow_run_name="distil-{recipe.name}",
-    task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE),  # pyright: ignore[reportArgumentType] - invariant in its futures
     persist_result=True,
     result_serializer="json",
 )

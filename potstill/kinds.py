@@ -5,5 +5,7 @@ from typing import Literal
 TaskKind = Literal["classification", "extraction"]
 """What a student can be taught to do."""
 Split = Literal["train", "validation", "test"]
+Choice = Literal["first", "majority", "scorer"]
+"""Which of several usable answers to one prompt is trained on."""
 TermsKind = Literal["restricted", "allowed", "unknown"]
 """What a teacher's terms say of training with its output."""

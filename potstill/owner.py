@@ -10,24 +10,23 @@ from potstill.subprocesses import process_started_at
 
 
 class Owner(Row):
-    """One process on one machine, since one boot."""
+    """One process among those that can see each other: on one machine, since one boot, in one container."""
 
     host: str
     boot_id: str
+    """The boot and the PID namespace; "" where the system names neither."""
     pid: int
     started_at: float
     """Seconds since the epoch."""
 
     def is_on_this_machine(self) -> bool:
-        """Whether this machine can tell if it lives."""
-        return self.host == socket.gethostname()
+        """Whether this process can tell if it lives. Names prove nothing: machines and containers share them."""
+        return (self.host, self.boot_id) == (socket.gethostname(), _boot_id())
 
     def is_dead(self) -> bool:
-        """True only where this machine can tell: the process, or the boot that it ran in, is over."""
+        """True only where this process can tell."""
         if not self.is_on_this_machine():
             return False
-        if self.boot_id != _boot_id():
-            return True
         found = process_started_at(self.pid)
         return found is None or abs(found - self.started_at) > 1
 
@@ -42,5 +41,7 @@ def this_process() -> Owner:
 
 @cache
 def _boot_id() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not boot.exists():
+        return ""
+    return f"{boot.read_text().strip()} {namespace.readlink() if namespace.is_symlink() else ''}"

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from potstill.answer_schema import check_schema
 from potstill.fingerprint import fingerprint
+from potstill.kinds import Choice
 from potstill.records import TaskKind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -19,14 +21,17 @@ Usd = Annotated[
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """A model takes some of these; it refuses the others itself."""
 SECRET_HEADER = re.compile(
-    r"authorization|api-?key|subscription-key|cookie|secret|(auth|access|security)-token", re.IGNORECASE
+    r"auth(?!or(?!i))|token(?!s)|(?<!x-port)key|secret|passw|passphrase|credential|cookie|bearer|jwt", re.IGNORECASE
 )
+"""Names of headers that carry a key; authors, counts of tokens and Portkey's other headers do not."""
+SECRET_VALUE = re.compile(r"\bbearer\s+\S|(?<![a-z0-9])(sk-|gsk_|xai-|hf_|ghp_|aiza|eyj)\w", re.IGNORECASE)
+"""A bearer's token, or how the keys of providers begin."""
 
 
 class Part(BaseModel):
     """A section of the recipe; the description of each field is what a form shows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Task(Part):
@@ -99,8 +104,9 @@ class Teacher(Part):
     seed: int | None = Field(default=None, description="Sent to the provider when set.")
     prompt_caching: bool = Field(default=True, description="Let the provider keep a long shared beginning of prompts.")
     samples: int = Field(default=1, ge=1, le=16, description="Answers asked for each prompt; one is trained on.")
-    choose: Literal["first", "majority"] = Field(
-        default="first", description="Which usable sample is trained on: the first, or one that most agree with."
+    choose: Choice = Field(
+        default="first",
+        description="Which usable sample is trained on: the first, one that most agree with, or the scorer's best.",
     )
     quality_retries: int = Field(
         default=0, ge=0, le=4, description="Further samples asked for while all of a prompt must not be trained on."
@@ -135,6 +141,25 @@ class Teacher(Part):
             raise ValueError("api_key_env and api_key_block both name a key: keep one of them")
         return self
 
+    @field_validator("base_url")
+    @classmethod
+    def _names_no_user(cls, base_url: str | None) -> str | None:
+        """The message does not repeat it: a recipe is printed, logged and kept in manifests."""
+        authority = (base_url or "").partition("//")
+        if "@" in re.split(r"[/?#\\]", authority[2] or authority[0], maxsplit=1)[0]:
+            raise ValueError(
+                "the address holds a user or a password before its host: remove them, and name the key's variable in "
+                "api_key_env"
+            )
+        return base_url
+
+    @field_validator("response_schema")
+    @classmethod
+    def _is_a_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None:
+            check_schema(schema)
+        return schema
+
     @field_validator("headers")
     @classmethod
     def _carry_no_key(cls, headers: dict[str, str]) -> dict[str, str]:
@@ -143,7 +168,7 @@ class Teacher(Part):
                 raise ValueError(
                     f"{name!r} is no header of HTTP: a name is letters and hyphens, a value one line of ASCII"
                 )
-            if SECRET_HEADER.search(name):
+            if SECRET_HEADER.search(name) or SECRET_VALUE.search(value):
                 raise ValueError(f"{name} would carry a key: name the key's variable in api_key_env instead")
         return headers
 

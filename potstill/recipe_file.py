@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from potstill.errors import RecipeError
-from potstill.recipe import Recipe, allowed_values
+from potstill.recipe import SECRET_HEADER, Recipe, allowed_values
 
 Location = tuple[str | int, ...]
 
@@ -37,7 +37,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping with the fields {', '.join(Recipe.model_fields)}")
     places = {place: f"{path}:{line}" for place, line in lines.items()}
     for override in overrides:
-        changed = _apply(data, override)
+        changed = apply_override(data, override)
         places = {place: where for place, where in places.items() if place[: len(changed)] != changed}
         places[changed] = f"--set {override}"
     try:
@@ -47,11 +47,11 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError("\n".join(_explain(path, places, detail, missing) for detail in error.errors())) from None
 
 
-def _apply(data: dict[str, Any], override: str) -> Location:
-    """Set one field and return its place."""
+def apply_override(data: dict[str, Any], override: str) -> Location:
+    """Set one field and return its place. Errors: `RecipeError` for what sets none."""
     name, separator, value = override.partition("=")
     if not separator:
-        raise RecipeError(f"--set {override}: write it as section.field=VALUE, such as training.epochs=1")
+        raise RecipeError(f"--set {override}: write it as FIELD=VALUE, such as training.epochs=1")
     *sections, field = name.strip().split(".")
     for section in sections:
         inner = data.setdefault(section, {})
@@ -101,10 +101,15 @@ def _explain(path: Path, places: dict[Location, str], detail: ErrorDetails, miss
     place: Location = detail["loc"]
     where = next((places[place[:end]] for end in range(len(place), 0, -1) if place[:end] in places), str(path))
     name, value = _dotted(place), detail["input"]
-    if detail["type"] == "extra_forbidden":
+    is_unknown = detail["type"] == "extra_forbidden"
+    hides = detail["type"] == "value_error" or (is_unknown and bool(SECRET_HEADER.search(name)))
+    if hides and where.startswith("--set"):  # headers, addresses and fields that do not exist may hold a key
+        where = where.partition("=")[0]
+    if is_unknown:
         allowed = allowed_values(Recipe, place)
         lacking = [str(other[-1]) for other in missing if other[:-1] == place[:-1]]
-        return f"{where}: {name}: unknown field (value {value!r}){_suggest(str(place[-1]), allowed, lacking)}"
+        given = "" if hides else f" (value {value!r})"
+        return f"{where}: {name}: unknown field{given}{_suggest(str(place[-1]), allowed, lacking)}"
     if detail["type"] == "missing":
         return f"{where}: {name}: required, but missing: add it"
     if detail["type"] == "literal_error":

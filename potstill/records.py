@@ -82,10 +82,25 @@ class Completion(Row):
     """What the attempts behind this answer cost, unusable ones included."""
     seconds: float = 0.0
     """Wall time of the request, or of this prompt's share of its batch."""
-    agreeing: int = 1
-    """How many of the prompt's usable samples say the same; of the usable ones the first with the most is trained on."""
+    choice_score: float = 0.0
+    """What speaks for this sample of its prompt; of the usable ones the first with the highest is trained on."""
     quarantine: str | None = None
     """Why the answer must not be trained on; None when it may be."""
+
+
+def best_samples(completions: Iterable[Completion]) -> dict[str, Completion]:
+    """By prompt, the sample that counts: of those not quarantined the one chosen; where all are, the first."""
+    best: dict[str, Completion] = {}
+    for row in completions:
+        known = best.get(row.prompt_id)
+        if known is None or _rank(row) < _rank(known):
+            best[row.prompt_id] = row
+    return best
+
+
+def _rank(row: Completion) -> tuple[bool, float, int]:
+    is_quarantined = row.quarantine is not None
+    return is_quarantined, 0.0 if is_quarantined else -row.choice_score, row.sample_index
 
 
 class TeacherTerms(Row):

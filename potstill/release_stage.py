@@ -3,7 +3,7 @@
 from potstill import release
 from potstill.artifacts import ArtifactRef, ArtifactStore, digest_files
 from potstill.evaluation.generate import Adapter, Answerer
-from potstill.evaluation.report import read_arms, read_first_samples, read_scores
+from potstill.evaluation.report import read_arm_answers, read_arms, read_scores
 from potstill.gate import CANDIDATE
 from potstill.gate_stage import read_decision
 from potstill.recipe import Recipe, Student
@@ -24,7 +24,7 @@ def publish(
     right = {
         line.prompt_id for line in read_scores(store.path(evaluation)) if line.arm == CANDIDATE and line.score == 1
     }
-    given = read_first_samples(store.path(read_arms(store.path(evaluation))[CANDIDATE]))
+    given = read_arm_answers(store.path(read_arms(store.path(evaluation))[CANDIDATE]))
     asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
     chosen = sorted((row for row in asked if row.prompt_id in right), key=lambda row: row.prompt_id)[:GOLDEN_PROMPTS]
     golden = [

@@ -1,12 +1,17 @@
-"""How far a batch of the teacher's is, and what it costs: a bar on its task run in Prefect's UI."""
+"""How far a batch of the teacher's is, what it costs and what fails: a bar on its task run in Prefect's UI, and its log."""
 
+import time
 from contextlib import suppress
 from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
 
 from potstill.teacher.outcome import BatchReport, Step
+
+WARN_SECONDS = 30.0
+"""How often a batch's log says what fails."""
 
 
 class BatchBar:
@@ -19,23 +24,30 @@ class BatchBar:
         self._answers = answers
         self._done = Step()
         self._bar: UUID | None = None
+        self._warned = 0
+        self._warn_at = 0.0
 
     def add(self, step: Step) -> None:
         """Count a step; told by the one thread that asks."""
         self._done = self._done.plus(step)
 
     def show(self) -> None:
-        """Draw what has been counted."""
-        self._draw(self._done.found + self._done.answered, self._done)
+        """Draw what has been counted, and log now and then what has failed since."""
+        done = self._done
+        self._draw(done.found + done.answered, done)
+        if done.failed > self._warned and time.monotonic() >= self._warn_at:
+            self._warned, self._warn_at = done.failed, time.monotonic() + WARN_SECONDS
+            get_run_logger().warning("%s", done.failures())
 
     def finish(self, report: BatchReport) -> None:
         """Draw how the batch ended."""
         done = report.found + report.answered + report.refused
-        self._draw(done, Step(attempts=report.attempts, cost_usd=report.cost_usd))
+        self._draw(done, self._done._replace(attempts=report.attempts, cost_usd=report.cost_usd))
 
     def _draw(self, done: int, spent: Step) -> None:
         share = 100 * min(done, self._answers) / max(self._answers, 1)
         said = f"{done} of {self._answers} answers, {spent.cost_usd:.4f} USD in {spent.attempts} attempts"
+        said += f", {spent.failures()}" if spent.failed else ""
         with suppress(httpx.HTTPError):
             if self._bar is not None:
                 update_progress_artifact(self._bar, share, description=said)

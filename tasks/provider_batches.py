@@ -11,6 +11,7 @@ from potstill.recipe import Recipe
 from potstill.teacher.outcome import BatchReport
 from potstill.teacher.sharing import caps_of, plan_of, shared_session
 from tasks.keys import load_block
+from tasks.logs import line_logger
 from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying
 
 
@@ -26,18 +27,12 @@ def ask_in_batches(recipe: Recipe, prompts: ArtifactRef) -> BatchReport | None:
 
     A run that ends meanwhile leaves its batches to the provider, and the next one collects them.
     """
-    plan, logger, said = plan_of(recipe, prompts), get_run_logger(), [""]
-
-    def say(line: str) -> None:
-        if line != said[0]:
-            said[0] = line
-            logger.info("%s", line)
-
+    plan, say = plan_of(recipe, prompts), line_logger()
     with shared_session(plan, open_ledger(), caps_of(recipe), load_block) as session:
         if recipe.teacher.mode == "online":
             return session.collect_batches(say)
         report = session.answer_in_batches(say=say)
-    logger.info(
+    get_run_logger().info(
         "%d of %d answers stood in the ledger, %d came in batches for %s USD, %d are refused, %d missing",
         *(report.found, report.answers, report.answered, report.cost_usd, report.refused, report.unanswered),
     )

@@ -3,6 +3,7 @@
 from prefect import task, unmapped
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.errors import TransientTeacherError
@@ -11,17 +12,19 @@ from potstill.recipe import Recipe
 from potstill.teacher import collect as stage
 from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import batch_key, split_batches
-from potstill.teacher.sharing import caps_of, plan_of, shared_session
+from potstill.teacher.sharing import begin_sessions, caps_of, plan_of, shared_session
 from potstill.teacher.unfinished import has_open_batches, open_batches
 from tasks.batch_progress import BatchBar
 from tasks.keys import load_block
-from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying, mirror
+from tasks.logs import line_logger
+from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, batches_at_once, is_worth_retrying, mirror
 from tasks.provider_batches import ask_in_batches
 from tasks.spending import wait_for
 
 
 def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     """Every prompt answered once. A re-run pays only for what is missing."""
+    begin_sessions()
     plan, ledger = plan_of(recipe, prompts), open_ledger()
     is_collected = open_store().lookup(_collect_key(recipe, prompts)) is not None
     if not is_collected and (recipe.teacher.mode == "batch" or has_open_batches(plan, ledger)):
@@ -29,11 +32,10 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     asking = [] if is_collected else open_batches(plan, ledger)
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
-    batches = [
-        *teach_batch.map(index=done, **what),
-        *teach_batch.with_options(refresh_cache=True).map(index=asking, **what),  # the ledger knows better than a cache
-    ]
-    wait_for(batches, plan, recipe)
+    ask_again = teach_batch.with_options(refresh_cache=True)  # the ledger knows better than a cache
+    with ThreadPoolTaskRunner[BatchReport](batches_at_once(recipe.teacher)) as runner:
+        batches = [*runner.map(teach_batch, {"index": done, **what}), *runner.map(ask_again, {"index": asking, **what})]
+        wait_for(batches, plan, recipe)
     return collect_completions(recipe, prompts)
 
 
@@ -55,7 +57,7 @@ def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport
     batch = split_batches(plan := plan_of(recipe, prompts))[index]
     bar = BatchBar(len(batch) * plan.teacher.samples)
     with shared_session(plan, open_ledger(), caps_of(recipe), load_block) as session:
-        report = session.answer(batch, bar.add, bar.show)
+        report = session.answer(batch, bar.add, bar.show, line_logger())
     bar.finish(report)
     get_run_logger().info(report.describe())
     if report.unanswered:

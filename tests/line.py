@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from potstill.artifacts import ArtifactStore
-from potstill.evaluation.report import read_arms, read_first_samples
+from potstill.evaluation.report import read_arm_answers, read_arms
 from potstill.promotions import Aliases
 from potstill.release import aliases, releases, verify, version_directory
 from potstill.run_record import find_record
@@ -111,7 +111,7 @@ class Line(NamedTuple):
         [version] = releases(self.home, "tickets")
         verify(version_directory(self.home, version))
         arms = read_arms(store.path(record.evaluation))
-        given = {arm: read_first_samples(store.path(ref)) for arm, ref in arms.items()}
+        given = {arm: read_arm_answers(store.path(ref)) for arm, ref in arms.items()}
         return Outcome(
             verdict=summary["verdict"],
             spent_usd=Decimal(summary["spent_usd"]),

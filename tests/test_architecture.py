@@ -32,6 +32,7 @@ CHILD_ONLY = {
 SLOW_AT_START = (
     *("prefect", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow"),
     *("sqlalchemy", "pydantic", "asyncio", "httpx", "genai_prices", "phonenumbers", "starlette", "uvicorn", "jinja2"),
+    "jsonschema",
 )
 
 
@@ -96,6 +97,15 @@ class TestImports:
 
     def test_tasks_never_import_flows(self):
         assert not offenders((ROOT / "tasks").rglob("*.py"), lambda found: package(found.module) == "flows")
+
+    def test_what_asks_its_user_is_the_command_line_only(self):
+        """A flow asks nobody, wherever it runs: under a schedule or a worker nobody could answer."""
+        folders = [path for folder in ("flows", "tasks", "potstill") for path in (ROOT / folder).rglob("*.py")]
+        others = [path for path in folders if not name(path).startswith("potstill/cli/")]
+        assert not offenders(others, lambda found: f"{found.module}.".startswith("potstill.cli."))
+        asking = re.compile(r"\binput\(|sys\.stdin\.read|getpass|/dev/tty")
+        found = {name(path) for path in folders if asking.search(path.read_text(encoding="utf-8"))}
+        assert found == {"potstill/cli/questions.py"}
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_stages_never_import_each_other(self, stage):

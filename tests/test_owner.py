@@ -3,8 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from potstill.owner import Owner, this_process
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    return process.pid
 
 
 def test_this_process_lives_and_knows_itself():
@@ -15,9 +23,7 @@ def test_this_process_lives_and_knows_itself():
 
 
 def test_a_process_that_has_ended_is_dead():
-    process = subprocess.Popen([sys.executable, "-c", "pass"])
-    process.wait()
-    assert this_process().model_copy(update={"pid": process.pid}).is_dead()
+    assert this_process().model_copy(update={"pid": gone()}).is_dead()
 
 
 def test_a_later_process_with_the_same_pid_is_not_it():
@@ -25,9 +31,22 @@ def test_a_later_process_with_the_same_pid_is_not_it():
     assert owner.model_copy(update={"started_at": owner.started_at - 60}).is_dead()
 
 
-def test_everything_of_an_earlier_boot_is_dead():
-    assert this_process().model_copy(update={"boot_id": "another"}).is_dead()
+def test_of_another_machine_nobody_can_tell_though_it_has_this_ones_name():
+    boot = "another pid:[4026531836]"
+    assert not this_process().model_copy(update={"boot_id": boot, "pid": gone()}).is_dead()
+    assert not this_process().model_copy(update={"host": "another", "boot_id": boot, "pid": gone()}).is_dead()
 
 
-def test_of_another_machine_nobody_can_tell():
-    assert not this_process().model_copy(update={"host": "another", "boot_id": "another", "pid": 1}).is_dead()
+def test_of_another_container_nobody_can_tell_though_it_has_this_ones_name_and_boot():
+    here = this_process().boot_id
+    there = here.replace(str(Path("/proc/self/ns/pid").readlink()), "pid:[1]")
+    assert there != here
+    assert not this_process().model_copy(update={"boot_id": there, "pid": gone()}).is_dead()
+
+
+def test_where_the_system_names_no_boot_the_machines_name_counts(monkeypatch):
+    monkeypatch.setattr("potstill.owner._boot_id", lambda: "")
+    owner = this_process().model_copy(update={"boot_id": ""})
+    assert not owner.is_dead()
+    assert owner.model_copy(update={"pid": gone()}).is_dead()
+    assert not owner.model_copy(update={"pid": gone(), "host": "another"}).is_dead()

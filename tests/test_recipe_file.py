@@ -188,7 +188,7 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "said"),
         [
-            ("training.epochs", "write it as section.field=VALUE, such as training.epochs=1"),
+            ("training.epochs", "write it as FIELD=VALUE, such as training.epochs=1"),
             ("name.first=x", "--set name.first=x: name is no section of the recipe"),
             ("training.epochs=[", "--set training.epochs=[: not valid YAML"),
             ("name=2026-13-45", "--set name=2026-13-45: not valid YAML"),
@@ -201,6 +201,40 @@ class TestOverrides:
     )
     def test_a_wrong_one_is_told_like_a_wrong_field(self, complaint, override, said):
         assert said in complaint(GOOD, override)
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            (
+                "teacher.base_url=https://me:canary-5@llm.example",
+                "--set teacher.base_url: teacher.base_url: the address",
+            ),
+            (
+                "teacher.headers.x-title=Bearer canary-5",
+                ": teacher.headers: x-title would carry a key",
+            ),
+            (
+                "teacher.headers={x-token: canary-5}",
+                "--set teacher.headers: teacher.headers: x-token would carry a key",
+            ),
+            (
+                "teacher.api_key=canary-5",
+                "--set teacher.api_key: teacher.api_key: unknown field; did you mean api_key_",
+            ),
+        ],
+    )
+    def test_what_may_be_a_key_is_not_repeated(self, complaint, override, said):
+        message = complaint(GOOD, override)
+        assert said in message
+        assert "canary-5" not in message
+
+    def test_nor_is_it_where_the_recipe_holds_it(self, complaint):
+        message = complaint(
+            GOOD.replace("  model: gpt-4o", "  model: gpt-4o\n  api_key: canary-5\n  base_url: //a:canary-5@b")
+        )
+        assert "router.yaml:9: teacher.api_key: unknown field; did you mean" in message
+        assert "router.yaml:10: teacher.base_url: the address holds a user" in message
+        assert "canary-5" not in message
 
 
 class TestFingerprint:

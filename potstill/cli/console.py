@@ -10,6 +10,8 @@ from typing import Annotated, Any, Protocol
 import orjson
 from cyclopts import Parameter
 
+from potstill.errors import BudgetReachedError, NotAuthorisedError, TransientTeacherError
+
 PLAIN_SECONDS = 5.0
 """How often a progress line is printed where there is no terminal."""
 
@@ -25,6 +27,17 @@ class Advance(Protocol):
     """
 
     def __call__(self, done: int, /, note: str = "", total: int | None = None, before: int = 0) -> None: ...
+
+
+def how_it_ended(error: BaseException) -> str:
+    """The `status` in the summary of a command that asks a teacher."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, BudgetReachedError):
+        return "budget_reached"
+    if isinstance(error, NotAuthorisedError):
+        return "not_authorised"
+    return "incomplete" if isinstance(error, TransientTeacherError) else "failed"
 
 
 def say(summary: Mapping[str, Any], *, as_json: bool) -> None:

@@ -1,18 +1,14 @@
 """The work behind `potstill estimate`: asks a smoke, and works out what the rest will cost."""
 
+from contextlib import closing
 from decimal import Decimal
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, open_store
-from potstill.cli.console import progress
+from potstill.cli.console import how_it_ended, progress
 from potstill.cli.estimate_report import Allowance, CostReport, MachineCost, SmokeReport, show_report
 from potstill.curation import curate as curation
-from potstill.errors import (
-    BudgetReachedError,
-    NotAuthorisedError,
-    PotstillError,
-    TransientTeacherError,
-)
-from potstill.ledger import Ledger
+from potstill.errors import PotstillError, TransientTeacherError
+from potstill.ledger import Caps, Ledger
 from potstill.llm.pricing import Processing, Rates
 from potstill.machine_time import MachineTime, expect_times
 from potstill.preflight import check
@@ -33,7 +29,8 @@ AT_THE_PROVIDER = (
 def run_estimate(recipe: Recipe, smoke: int, *, as_json: bool) -> int:
     """Ask and show; returns the exit code. Errors: those of the smoke, after what is known was shown."""
     check(recipe)
-    return _Estimating(recipe, smoke, as_json=as_json).run()
+    with closing(Ledger()) as ledger:
+        return _Estimating(recipe, smoke, ledger, as_json=as_json).run()
 
 
 def curate_prompts(recipe: Recipe, store: ArtifactStore) -> ArtifactRef:
@@ -53,9 +50,8 @@ def count_with_progress(plan: TeachPlan, ledger: Ledger) -> Missing:
         return count_missing(plan, ledger, advance)
 
 
-def allowances(recipe: Recipe, plan: TeachPlan, ledger: Ledger) -> list[Allowance]:
-    """What is left of each cap of the recipe."""
-    caps = caps_of(recipe)
+def allowances(plan: TeachPlan, ledger: Ledger, caps: Caps) -> list[Allowance]:
+    """What is left of each cap."""
     named = (("run_usd", plan.run, caps.run_usd), ("month_usd", plan.month(), caps.month_usd))
     return [
         Allowance(name=name, cap_usd=cap, left_usd=max(Decimal(0), cap - ledger.account(account).committed_usd))
@@ -65,13 +61,13 @@ def allowances(recipe: Recipe, plan: TeachPlan, ledger: Ledger) -> list[Allowanc
 
 
 class _Estimating:
-    def __init__(self, recipe: Recipe, smoke: int, *, as_json: bool) -> None:
+    def __init__(self, recipe: Recipe, smoke: int, ledger: Ledger, *, as_json: bool) -> None:
         self.recipe = recipe
         self.as_json = as_json
         self.store = open_store()
         self.prompts = curate_prompts(recipe, self.store)
         self.plan = plan_of(recipe, self.prompts)
-        self.ledger = Ledger()
+        self.ledger = ledger
         self.rows = pick_rows(len(self.plan.rows), smoke)
         self.asked = Step()
 
@@ -84,7 +80,7 @@ class _Estimating:
             if not is_at_the_provider:
                 self._ask()
         except (PotstillError, KeyboardInterrupt) as error:
-            self._show(_status(error), rest)
+            self._show(how_it_ended(error), rest)
             raise
         sample = read_sample(self.plan, self.ledger, self.rows)
         unanswered = len(self.rows) - len(sample.prompts)
@@ -99,8 +95,7 @@ class _Estimating:
     def _ask(self) -> None:
         def on_step(step: Step) -> None:
             self.asked = self.asked.plus(step)
-            shown = f"{self.asked.cost_usd:.4f} USD"
-            advance(self.asked.found + self.asked.answered, shown, before=self.asked.found)
+            advance(self.asked.found + self.asked.answered, self.asked.describe(), before=self.asked.found)
 
         with progress("smoke", len(self.rows) * self.plan.teacher.samples) as advance:
             ask_smoke(self.plan, self.ledger, caps_of(self.recipe), self.rows, on_step)
@@ -127,7 +122,7 @@ class _Estimating:
             judge=None,
             base_outputs=self._machine_cost(times.base_outputs),
             training=self._machine_cost(times.training),
-            budget=allowances(self.recipe, self.plan, self.ledger),
+            budget=allowances(self.plan, self.ledger, caps_of(self.recipe)),
             note=note,
         )
         show_report(report, as_json=self.as_json)
@@ -150,13 +145,3 @@ class _Estimating:
         seconds = None if time.seconds is None else Decimal(f"{time.seconds:.3f}")
         usd = None if seconds is None else seconds * per_hour / HOUR_SECONDS
         return MachineCost(cost_usd=usd, seconds=time.seconds, how=time.how)
-
-
-def _status(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if isinstance(error, BudgetReachedError):
-        return "budget_reached"
-    if isinstance(error, NotAuthorisedError):
-        return "not_authorised"
-    return "incomplete" if isinstance(error, TransientTeacherError) else "failed"

@@ -90,11 +90,12 @@ def _table_row(arm: ArmMetrics) -> list[str]:
 
 def _arm(text: str, prompt_ids: Mapping[str, set[str]]) -> tuple[str, dict[str, Completion]]:
     from potstill.cli.inputs import read_completions
+    from potstill.records import best_samples
 
     name, separator, path = text.partition("=")
     if not separator or not name or not path:
         raise UsageError(f"--arm {text}: write NAME=completions.jsonl, such as teacher=out/completions.jsonl")
-    return name, {row.prompt_id: row for row in read_completions(Path(path), prompt_ids) if row.sample_index == 0}
+    return name, best_samples(read_completions(Path(path), prompt_ids))
 
 
 def _task(kind: TaskKind, labels: str | None, asked: Iterable[Prompt], arms: Arms) -> Task:

@@ -28,7 +28,10 @@ def checked(part: type[P], /, **values: Any) -> P:
             names = (SHORTER.get(str(part), str(part)) for part in detail["loc"][:1])
             flag = "".join(f"--{name.replace('_', '-')}" for name in names)
             message = detail["msg"].removeprefix("Value error, ")
-            said.append(f"{flag} {detail['input']}: {message[0].lower()}{message[1:]}" if flag else message)
+            # headers and addresses may hold a key
+            hides = isinstance(detail["input"], dict) or detail["type"] == "value_error"
+            given = "" if hides else f" {detail['input']}"
+            said.append(f"{flag}{given}: {message[0].lower()}{message[1:]}" if flag else message)
         raise UsageError("\n".join(said)) from None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
+from potstill.cli.questions import is_attended
 
 
 def run(
@@ -32,10 +33,10 @@ def run(
     given = overrides or []
     loaded = load_recipe(recipe, tuple(given))
     check(loaded)
-    if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        from potstill.cli.confirming import confirm_spending
+    if not yes and is_attended():
+        from potstill.cli.confirming import confirm_run
 
-        confirm_spending(loaded)
+        confirm_run(loaded)
     flags = [*(flag for value in given for flag in ("--set", value)), *(["--json"] if as_json else [])]
     os.environ["PYTHONSAFEPATH"] = "1"  # a file of the user's named tasks.py is not ours
     if not (Path.home() / ".prefect" / "profiles.toml").exists():  # who has set Prefect up keeps what was set

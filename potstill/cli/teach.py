@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson
 from potstill.errors import UsageError
-from potstill.kinds import TaskKind
+from potstill.kinds import Choice, TaskKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from potstill.recipe import Task
+
+WITHOUT_FLAG = ("headers", "api_version", "response_schema", "top_p", "stop", "prompt_caching")
+"""Fields of a recipe's teacher that `--set` gives a value."""
 
 
 def teach(
@@ -36,9 +41,10 @@ def teach(
     max_tokens: int = 1024,
     temperature: float | None = None,
     samples: int = 1,
-    choose: Literal["first", "majority"] = "first",
+    choose: Choice = "first",
     quality_retries: int = 0,
     seed: int | None = None,
+    overrides: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     timeout: float = 120.0,
     price: str | None = None,
     budget_usd: Decimal | None = None,
@@ -70,13 +76,15 @@ def teach(
         max_tokens: Longest answer, in tokens.
         temperature: Left to the provider when not given.
         samples: Answers asked for each prompt.
-        choose: Which usable sample is to be trained on: the first, or one that most agree with.
+        choose: Which usable sample is to be trained on: the first, one that most agree with, or the best by the scorer
+            of --kind.
         quality_retries: Further samples asked for while all of a prompt must not be trained on.
         seed: Sent to the provider when given.
+        overrides: FIELD=VALUE, for a field of a recipe's teacher that has no flag, such as top_p=0.5 or stop=[END].
         timeout: Seconds that one request may take.
         price: IN,OUT in USD for a million tokens, in place of the price list.
         budget_usd: Cap of this run and its resumptions.
-        ledger: Database address; default $POTSTILL_HOME/ledger.db.
+        ledger: Database address; default $POTSTILL_LEDGER, else $POTSTILL_HOME/ledger.db.
         attest: Your statement that the teacher's terms allow training on its output.
         kind: Check the answers as those of such a task.
         labels: Classification: the allowed answers, separated by commas.
@@ -109,6 +117,7 @@ def teach(
         tpm=tpm,
         timeout_seconds=timeout,
         attest=attest,
+        **_more(overrides or ()),
     )
     budget = checked(Budget, run_usd=budget_usd)
     from potstill.cli.teaching import Request, run_teach
@@ -126,6 +135,17 @@ def teach(
             as_json=as_json,
         )
     )
+
+
+def _more(overrides: Iterable[str]) -> dict[str, Any]:
+    from potstill.recipe_file import apply_override
+
+    fields: dict[str, Any] = {}
+    for override in overrides:
+        name, *_ = apply_override(fields, override)
+        if name not in WITHOUT_FLAG:
+            raise UsageError(f"--set {override}: what has no flag of its own is {', '.join(WITHOUT_FLAG)}")
+    return fields
 
 
 def _task(kind: TaskKind | None, labels: str | None) -> Task | None:

@@ -2,34 +2,27 @@
 
 import sys
 from collections import Counter
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
 from potstill.artifacts import open_store
 from potstill.cli.chat_rows import ChatRows
-from potstill.cli.console import progress, say
+from potstill.cli.console import how_it_ended, progress, say
 from potstill.cli.inputs import open_rows
+from potstill.cli.questions import is_attended
 from potstill.curation.curate import write_private
-from potstill.errors import (
-    BudgetReachedError,
-    NotAuthorisedError,
-    PermanentTeacherError,
-    TransientTeacherError,
-    UsageError,
-)
+from potstill.errors import PotstillError, TransientTeacherError
 from potstill.ledger import Caps, Ledger
 from potstill.llm.terms import check_terms
 from potstill.recipe import Task, Teacher
 from potstill.teacher import collect
 from potstill.teacher.collect import CompletionsSummary
 from potstill.teacher.outcome import BatchReport, Step
-from potstill.teacher.plan import TeachPlan, make_plan, upper_bound_usd
+from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import StoredRows
 from potstill.teacher.session import TeacherSession
-
-ASK_ABOVE_USD = Decimal(10)
-"""On a terminal, a possible bill above this is confirmed first."""
 
 
 class Request(NamedTuple):
@@ -47,68 +40,66 @@ class Request(NamedTuple):
 
 
 def run_teach(request: Request) -> int:
-    """Teach and write; returns the exit code. Errors: those of the teacher's session, after the summary was printed."""
+    """Teach and write; returns the exit code. Errors, an interrupt among them, come after the summary was printed."""
     check_terms(request.teacher)
     rows = open_rows(request.prompts, redact=request.redact)
     plan = make_plan(rows, request.teacher, request.task)
-    if not request.assume_yes:
-        _confirm(plan)
-    return _Teaching(request, plan, rows).run()
+    ledger, caps = Ledger(request.ledger), Caps(run_usd=request.budget_usd)
+    if not request.assume_yes and is_attended():
+        from potstill.cli.confirming import confirm_spending
+
+        confirm_spending(plan, ledger, caps)
+    return _Teaching(request, plan, rows, ledger, caps).run()
 
 
 class _Teaching:
-    def __init__(self, request: Request, plan: TeachPlan, rows: ChatRows | StoredRows) -> None:
+    def __init__(
+        self, request: Request, plan: TeachPlan, rows: ChatRows | StoredRows, ledger: Ledger, caps: Caps
+    ) -> None:
         self.request = request
         self.plan = plan
         self.rows = rows
-        self.ledger = Ledger(request.ledger)
+        self.ledger = ledger
+        self.caps = caps
         self.done = Step()
         self.said = ""
 
     def run(self) -> int:
         try:
-            report = self._ask()
-        except BudgetReachedError:
-            self._say("budget_reached")
+            summary = self._teach()
+        except (PotstillError, OSError, KeyboardInterrupt) as error:
+            self._say(how_it_ended(error), self._survey())
             raise
-        except NotAuthorisedError:
-            self._say("not_authorised")
-            raise
-        except TransientTeacherError:
-            self._say("incomplete")
-            raise
-        except PermanentTeacherError:
-            self._say("failed")
-            raise
+        self._say("done", summary)
+        return 0
+
+    def _teach(self) -> CompletionsSummary:
+        report = self._ask()
         if report.unanswered:
-            self._say("incomplete")
             raise TransientTeacherError(
                 f"{report.unanswered} prompts have no answer yet (last: {report.last_error}): run the same again to ask only for them"
             )
         summary = self._collect()
         self._show_bad_ones(summary)
         self._keep_unread()
-        self._say("done", summary)
-        return 0
+        return summary
 
     def _ask(self) -> BatchReport:
-        caps = Caps(run_usd=self.request.budget_usd)
         with (
             progress("teach", self.plan.num_answers) as advance,
-            TeacherSession(self.plan, self.ledger, caps) as session,
+            TeacherSession(self.plan, self.ledger, self.caps) as session,
         ):
 
             def on_step(step: Step) -> None:
                 self.done = self.done.plus(step)
-                shown = f"{self.done.cost_usd:.4f} USD"
-                advance(self.done.found + self.done.answered, shown, before=self.done.found)
+                advance(self.done.found + self.done.answered, self.done.describe(), before=self.done.found)
 
             if self.plan.teacher.mode == "online":
                 session.collect_batches(self._tell)
-                return session.answer(on_step=on_step)
+                return session.answer(on_step=on_step, say=self._tell)
             report = session.answer_in_batches(on_step, self._tell)
             if report.unanswered and self.plan.teacher.stragglers_online:
-                return session.answer(on_step=on_step)
+                return session.answer(on_step=on_step, say=self._tell)
             return report
 
     def _tell(self, said: str) -> None:
@@ -139,28 +130,23 @@ class _Teaching:
                 f"lines that could not be read: {len(unread)}, see {self.request.out}/quarantine.jsonl", file=sys.stderr
             )
 
-    def _say(self, status: str, summary: CompletionsSummary | None = None) -> None:
-        found = summary or collect.survey(self.plan, self.ledger)
+    def _survey(self) -> CompletionsSummary | None:
+        """What stands in the ledger; None where it cannot be read, which may be what ended the run."""
+        with suppress(PotstillError, OSError):
+            return collect.survey(self.plan, self.ledger)
+        return None
+
+    def _say(self, status: str, found: CompletionsSummary | None) -> None:
         say(
             {
-                "prompts": found.prompts,
-                "answered": found.answered,
-                "quarantined": found.quarantined,
+                "prompts": found and found.prompts,
+                "answered": found and found.answered,
+                "quarantined": found and found.quarantined,
                 "attempts": self.done.attempts,
                 "cost_usd": self.done.cost_usd,
-                "total_cost_usd": found.total_cost_usd,
-                "unknown_usd": found.unknown_usd,
+                "total_cost_usd": found and found.total_cost_usd,
+                "unknown_usd": found and found.unknown_usd,
                 "status": status,
             },
             as_json=self.request.as_json,
         )
-
-
-def _confirm(plan: TeachPlan) -> None:
-    """Ask before a large bill, where somebody is there to answer."""
-    bound = upper_bound_usd(plan)
-    if bound <= ASK_ABOVE_USD or not sys.stdin.isatty():
-        return
-    answer = input(f"{plan.num_answers} requests may cost up to {bound:.2f} USD. Go on? [y/N] ")
-    if answer.strip().lower() not in {"y", "yes"}:
-        raise UsageError("not confirmed: nothing was asked")

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from potstill.errors import DataError
-from potstill.evaluation.scorers import SCORERS, MetricName, Score, score
 from potstill.recipe import Task
 from potstill.records import Completion, Prompt, Row, TaskKind
+from potstill.scorers import SCORERS, MetricName, Score, score
 from potstill.statistics import Interval, mean_interval, wilson_interval
 
 MAX_DISAGREEMENTS = 20
@@ -94,7 +94,7 @@ class _Sample(NamedTuple):
 def evaluate_arms(task: Task, prompts: Sequence[Prompt], arms: Mapping[str, Mapping[str, Completion]]) -> Evaluation:
     """Score every arm on every prompt against its reference, or else against the teacher's usable answer.
 
-    `arms` maps the name of an arm (teacher, base, candidate, champion…) to its first answers by prompt id. A prompt
+    `arms` maps the name of an arm (teacher, base, candidate, champion…) to its answers by prompt id. A prompt
     with neither reference nor teacher's answer is unscored for all. A request that failed scores 0 for a student.
 
     Errors: `DataError` without prompts or arms.

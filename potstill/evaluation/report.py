@@ -11,10 +11,10 @@ from potstill.errors import DataError
 from potstill.evaluation.metrics import EvalReport, ScoreLine, evaluate_arms
 from potstill.fingerprint import fingerprint
 from potstill.recipe import Task
-from potstill.records import Completion, Prompt, read_jsonl, read_parquet, write_jsonl
+from potstill.records import Completion, Prompt, best_samples, read_jsonl, read_parquet, write_jsonl
 
 STAGE = "evaluate"
-VERSION = 2
+VERSION = 3
 KIND = "EvalReport"
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -32,7 +32,7 @@ def score_arms(task: Task, prompts: ArtifactRef, arms: Mapping[str, ArtifactRef]
 
     def produce(directory: Path) -> int:
         asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
-        answers = {name: read_first_samples(store.path(ref)) for name, ref in arms.items()}
+        answers = {name: read_arm_answers(store.path(ref)) for name, ref in arms.items()}
         (directory / ARMS).write_bytes(orjson.dumps({name: ref.model_dump() for name, ref in arms.items()}))
         return write_evaluation(task, [prompt for prompt in asked if prompt.split == "test"], answers, directory)
 
@@ -73,7 +73,6 @@ def read_scores(directory: Path) -> list[ScoreLine]:
     return list(read_jsonl(directory / SCORES, ScoreLine))
 
 
-def read_first_samples(directory: Path) -> dict[str, Completion]:
-    """The completions of a directory by prompt; of several samples the first counts."""
-    rows = read_parquet(directory / "completions.parquet", Completion)
-    return {row.prompt_id: row for row in rows if row.sample_index == 0}
+def read_arm_answers(directory: Path) -> dict[str, Completion]:
+    """The completions of a directory by prompt; of several samples the one that is chosen for training counts."""
+    return best_samples(read_parquet(directory / "completions.parquet", Completion))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import orjson
-from sqlalchemy import BigInteger, Connection, delete, insert, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, delete, func, insert, select, update
 
 from potstill.ledger.database import Database
 from potstill.ledger.entries import AttemptPlan
@@ -35,6 +35,15 @@ class BatchRow(NamedTuple):
     created_at: float
 
 
+class BatchOrder(NamedTuple):
+    """A batch, and what it was handed in for."""
+
+    batch: BatchRow
+    model: str
+    month: str | None
+    """Names the account of the recipe's month; None where no recipe asked."""
+
+
 class BatchedAttempt(NamedTuple):
     """One request of a batch that is in flight still."""
 
@@ -44,6 +53,7 @@ class BatchedAttempt(NamedTuple):
 
 
 COLUMNS = tuple(batches.c[name] for name in BatchRow._fields)
+OLDEST_FIRST = (batches.c.created_at, batches.c.token)
 
 
 def record(connection: Connection, batch: BatchRow, owner_id: int) -> None:
@@ -79,12 +89,22 @@ def count_requests(connection: Connection, token: str, number: int) -> None:
 
 def open_batches(connection: Connection, provider: str, base_url: str) -> list[BatchRow]:
     """What has not ended at this endpoint, the oldest first, whichever run has handed it in."""
-    query = (
-        select(*COLUMNS)
-        .where(batches.c.status != "ended", batches.c.provider == provider, batches.c.base_url == base_url)
-        .order_by(batches.c.created_at, batches.c.token)
-    )
+    query = select(*COLUMNS).where(_is_open(provider, base_url)).order_by(*OLDEST_FIRST)
     return [BatchRow(*row) for row in connection.execute(query)]
+
+
+def open_orders(connection: Connection, provider: str, base_url: str) -> list[BatchOrder]:
+    """The same, with what each was handed in for: all requests of a batch are one run's, which has an index."""
+    of_batch = (attempts.c.run == batches.c.run) & (attempts.c.batch == batches.c.token)
+    query = (
+        select(*COLUMNS, func.max(attempts.c.model).label("model"), func.max(attempts.c.month).label("month"))
+        .join(attempts, of_batch)
+        .where(_is_open(provider, base_url))
+        .group_by(batches.c.token)
+        .order_by(*OLDEST_FIRST)
+    )
+    rows = connection.execute(query)
+    return [BatchOrder(BatchRow(*row[: len(COLUMNS)]), row.model, row.month) for row in rows]
 
 
 def known_ids(connection: Connection) -> set[str]:
@@ -103,12 +123,16 @@ def claim(database: Database, connection: Connection, token: str, owner_id: int)
 
 
 def in_flight(connection: Connection, token: str) -> Iterator[BatchedAttempt]:
-    """The requests of a batch that no result has closed; `unknown` where somebody took it for lost."""
+    """The requests of a batch that no result has closed, in the order in which they were begun.
+
+    They are `unknown` where somebody took it for lost.
+    """
     names = ("id", "answer_key", "prompt_id", "run", "month", "purpose", "provider", "model")
     query = (
         select(*(attempts.c[name] for name in names), attempts.c.bound_usd, prices.c.content.label("price"))
         .join(prices, prices.c.id == attempts.c.price)
         .where(attempts.c.batch == token, attempts.c.status.in_(["in_flight", "unknown"]))
+        .order_by(attempts.c.id)
     )
     rates: dict[str, Rates] = {}
     for row in connection.execute(query):
@@ -126,3 +150,7 @@ def in_flight(connection: Connection, token: str) -> Iterator[BatchedAttempt]:
             month=row.month,
         )
         yield BatchedAttempt(row.id, plan)
+
+
+def _is_open(provider: str, base_url: str) -> ColumnElement[bool]:
+    return (batches.c.status != "ended") & (batches.c.provider == provider) & (batches.c.base_url == base_url)

@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from potstill.errors import LedgerError, UsageError
 from potstill.home import potstill_home
@@ -41,6 +41,8 @@ from potstill.ledger.migration import migrate
 from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
 
 BUSY_SECONDS = 30
+PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 5}
+"""libpq's, unless the address says otherwise: without them a server that vanishes is waited for by the hour, and Ctrl-C too."""
 KEYS_A_QUERY = 2000
 LEDGER_VARIABLE = "POTSTILL_LEDGER"
 REMEDY = "Give an address such as sqlite:///ledger.db"
@@ -113,7 +115,10 @@ class Database:
         self._engine.dispose()
 
     def _open(self, parsed: URL, synchronous: str) -> Engine:
-        engine = create_engine(parsed, pool_pre_ping=not self.is_sqlite)
+        limits = (
+            {} if self.is_sqlite else {name: seconds for name, seconds in PATIENCE.items() if name not in parsed.query}
+        )
+        engine = create_engine(parsed, pool_pre_ping=not self.is_sqlite, connect_args=limits)
         if self.is_sqlite:
             event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
             event.listen(engine, "begin", _begin_sqlite)
@@ -150,6 +155,12 @@ class Database:
 def default_url() -> str:
     """The ledger that `POTSTILL_LEDGER` names, else `ledger.db` in the state directory."""
     return os.environ.get(LEDGER_VARIABLE) or f"sqlite:///{potstill_home() / 'ledger.db'}"
+
+
+def is_fault_of_data(error: BaseException) -> bool:
+    """Whether a transaction failed for what it was to write: it would fail again, however often it is tried."""
+    cause = error.__cause__ if isinstance(error, LedgerError) else error
+    return isinstance(cause, (DataError, IntegrityError, ProgrammingError, ValueError, TypeError, OverflowError))
 
 
 def chunks(keys: Iterable[str]) -> Iterator[list[str]]:

@@ -22,6 +22,7 @@ class Caps(NamedTuple):
 
 
 NO_CAPS = Caps()
+UNFIT = "the ledger's database does not take what came of it"
 
 
 class AttemptPlan(NamedTuple):
@@ -71,6 +72,15 @@ class Settlement(NamedTuple):
         """What is known of it; 0 where nothing is."""
         return Decimal(0) if self.usage is None else self.plan.rates.cost(self.usage)
 
+    def without_texts(self) -> "Settlement":
+        """The same cost without what the server said."""
+        status: Status = "unusable" if self.status == "answered" else self.status
+        return self._replace(status=status, reply=None, error=UNFIT)
+
+    def at_its_bound(self) -> "Settlement":
+        """What is left to say of an attempt of which nothing can be stored."""
+        return Settlement(self.attempt_id, self.plan, "unknown", error=UNFIT)
+
 
 class Answer(NamedTuple):
     """A stored answer."""
@@ -85,6 +95,7 @@ class Standing(NamedTuple):
     missing: set[str]
     """No answer, and not refused for good: still to be asked."""
     refused: set[str]
+    """By the provider, or given up."""
 
 
 class KeyCost(NamedTuple):
@@ -104,7 +115,9 @@ class KeyCost(NamedTuple):
     unknown_usd: Decimal = Decimal(0)
     """Their upper bound; not in `cost_usd`."""
     refused: bool = False
-    """The provider rejects this request for what it is: asking again would not help."""
+    """Asking again would not help: the provider rejects this request for what it is, or it was given up."""
+    given_up: str | None = None
+    """Why the answer is kept from training, where no attempt brought one that can be used."""
     last_error: str | None = None
 
 

@@ -4,19 +4,27 @@ A transaction costs about as much for one row as for fifty, and it may not block
 """
 
 import asyncio
+import logging
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from potstill.ledger.database import is_fault_of_data
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement, Standing
 from potstill.ledger.ledger import Ledger
 
 T = TypeVar("T")
-RETRY_SECONDS = 10.0
-"""A database that fails is asked again for so long, to keep what was paid for; what wants to begin fails at once."""
+RETRY_SECONDS = 300.0
+"""A database that fails is asked again for so long, to keep what was paid for: a failover takes less. What wants to begin
+fails at once, or waits: nothing is sent meanwhile."""
+LAST_SECONDS = 3.0
+"""The same, from when somebody wants to leave."""
 RETRY_PAUSE_SECONDS = 0.5
 LINGER_SECONDS = 0.005
 """An answer counts only after its group is committed, so this delays it."""
+
+log = logging.getLogger(__name__)
 
 
 class GroupedLedger:
@@ -38,6 +46,7 @@ class GroupedLedger:
         self._wanted: list[tuple[AttemptPlan, Caps, asyncio.Future[Admission]]] = []
         self._settlements: list[tuple[Settlement, asyncio.Future[None]]] = []
         self._commit: asyncio.Task[None] | None = None
+        self._give_up_at = math.inf
 
     async def begin(self, plan: AttemptPlan, caps: Caps) -> Admission:
         """As `Ledger.begin`."""
@@ -76,9 +85,13 @@ class GroupedLedger:
         return await self.run(self.ledger.is_claimed, key)
 
     async def flush(self) -> None:
-        """Return once all is written that waits."""
-        while self._commit is not None:
-            await asyncio.wait([self._commit])
+        """Return once all is written that waits, or left to the ledger where the database fails for too long."""
+        self._give_up_at = asyncio.get_running_loop().time() + LAST_SECONDS
+        try:
+            while self._commit is not None:
+                await asyncio.wait([self._commit])
+        finally:
+            self._give_up_at = math.inf
 
     async def close(self) -> None:
         """Write what still waits; the ledger itself stays open."""
@@ -99,7 +112,7 @@ class GroupedLedger:
 
     async def _write_group(self) -> None:
         wanted, self._wanted = self._wanted, []
-        settlements, self._settlements = self._settlements, []
+        settlements = self._take_settlements()
         begins = [(plan, caps) for plan, caps, future in wanted if not future.cancelled()]
         waiting = [future for _, _, future in wanted if not future.cancelled()]
         try:
@@ -115,19 +128,48 @@ class GroupedLedger:
             elif admission.attempt_id is not None:
                 self._give_back(admission.attempt_id, plan)
 
-    async def _settle_later(self, settlements: list[tuple[Settlement, asyncio.Future[None]]], error: Exception) -> None:
-        """Try again to write what was paid for."""
-        deadline = asyncio.get_running_loop().time() + RETRY_SECONDS
-        while settlements and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+    async def _settle_later(self, held: list[tuple[Settlement, asyncio.Future[None]]], error: Exception) -> None:
+        """Try again to write what was paid for, one by one where one of them is at fault."""
+        if not held:
+            return
+        now = asyncio.get_running_loop().time
+        deadline = now() + RETRY_SECONDS
+        is_told = False
+        pause = 0.0 if is_fault_of_data(error) else RETRY_PAUSE_SECONDS
+        while now() < min(deadline, self._give_up_at):
+            if pause and not is_told:
+                log.warning(
+                    "%s; it is tried again for %.0f minutes, and nothing is sent", _say(error), RETRY_SECONDS / 60
+                )
+                is_told = True
+            await asyncio.sleep(pause)
+            pause = RETRY_PAUSE_SECONDS
+            held += self._take_settlements()
+            entries = [entry for entry, _ in held]
             try:
-                await self.run(self.ledger.write, [entry for entry, _ in settlements], [])
+                if is_fault_of_data(error):
+                    await self.run(self.ledger.settle_each, entries)
+                else:
+                    await self.run(self.ledger.write, entries, [])
             except Exception as again:  # noqa: BLE001 - the last one is raised
                 error = again
             else:
-                _succeed(settlements)
+                _succeed(held)
                 return
-        _fail([future for _, future in settlements], error)
+        self._give_up(held, error)
+
+    def _give_up(self, held: list[tuple[Settlement, asyncio.Future[None]]], error: Exception) -> None:
+        """Leave what was paid for to the ledger, and let nothing begin."""
+        held += self._take_settlements()
+        wanted, self._wanted = self._wanted, []
+        self.ledger.leave(entry for entry, _ in held)
+        log.warning("%s; %d requests stay open in it until this process writes again, or ends", _say(error), len(held))
+        _fail([future for _, future in held], error)
+        _fail([future for _, _, future in wanted], error)
+
+    def _take_settlements(self) -> list[tuple[Settlement, asyncio.Future[None]]]:
+        taken, self._settlements = self._settlements, []
+        return taken
 
     def _give_back(self, attempt_id: int, plan: AttemptPlan) -> None:
         """Close an attempt whose sender was cancelled while it was begun."""
@@ -144,3 +186,7 @@ def _fail(futures: Iterable[asyncio.Future[Any]], error: Exception) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(error)
+
+
+def _say(error: Exception) -> str:
+    return f"the ledger cannot be written: {str(error.__cause__ or error).partition(chr(10))[0]}"

@@ -5,15 +5,17 @@ its run and its month, and nobody else asks the same. What a dead process left i
 that bound for ever.
 """
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 
 from sqlalchemy import Connection
 
-from potstill.ledger import batches, owners
-from potstill.ledger.database import Database, default_url
+from potstill.ledger import batches, giving_up, owners
+from potstill.ledger.database import Database, default_url, is_fault_of_data
 from potstill.ledger.entries import (
     NO_CAPS,
     AccountState,
@@ -30,6 +32,9 @@ from potstill.ledger.spend import SpendRow
 from potstill.ledger.writing import Begin, Writer
 
 IDS_AN_OWNER = 1 << 32
+IN_DOUBT = "never sent: the database failed while it was begun"
+
+log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -47,6 +52,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._owner_id: int | None = None
         self._last_id = 0
+        self._begun: list[Settlement] = []
+        self._left = _left_in(self.id)
 
     def begin(self, plan: AttemptPlan, caps: Caps = NO_CAPS) -> Admission:
         """Record one attempt and reserve its upper bound."""
@@ -55,6 +62,22 @@ class Ledger:
     def settle(self, settlement: Settlement) -> None:
         """Close one attempt, release its reservation and store its answer."""
         self.write([settlement], [])
+
+    def settle_each(self, settlements: Iterable[Settlement]) -> None:
+        """Close attempts one by one: one that the database will not take as it is keeps its cost and loses its texts.
+
+        Errors: whatever is no fault of what is to be written.
+        """
+        for settlement in settlements:
+            forms = (settlement, settlement.without_texts(), settlement.at_its_bound())
+            for form in forms:
+                try:
+                    self.settle(form)
+                    break
+                except Exception as error:
+                    if not is_fault_of_data(error) or form is forms[-1]:
+                        raise
+                    log.warning("what came of %s cannot be stored: %s", form.plan.prompt_id, error)
 
     def write(self, settlements: Sequence[Settlement], wanted: Sequence[tuple[AttemptPlan, Caps]]) -> list[Admission]:
         """Settle these, then begin those, in one transaction; returns what became of each that wants to begin.
@@ -104,6 +127,11 @@ class Ledger:
         with self._database.reading() as connection:
             return batches.open_batches(connection, provider, base_url)
 
+    def open_orders(self, provider: str, base_url: str) -> list[batches.BatchOrder]:
+        """The same, with what each was handed in for."""
+        with self._database.reading() as connection:
+            return batches.open_orders(connection, provider, base_url)
+
     def known_batches(self) -> set[str]:
         """The provider's ids of all batches that were ever handed in."""
         with self._database.reading() as connection:
@@ -138,9 +166,27 @@ class Ledger:
             owners.renew(self._database, connection, self._owner(connection))
 
     def close_orphans(self) -> int:
-        """Turn what dead processes left in flight into `unknown`, and return how many that were."""
+        """Turn what dead processes left in flight into `unknown`, and return how many that were.
+
+        What this process could not write before is written first: nobody else may close it as long as it lives.
+        """
+        left = _taken(self._left)
+        try:
+            self.settle_each(left)
+        except BaseException:
+            self.leave(left)
+            raise
         with self._writing() as connection:
             return owners.close_orphans(self._database, self._writer, connection)
+
+    def give_up(self, key: str, said: str, num_attempts: int) -> bool:
+        """Put aside a key that has no usable answer after enough attempts; whether it is. See `giving_up`."""
+        with self._writing() as connection:
+            return giving_up.give_up(self._database, connection, key, said, num_attempts)
+
+    def leave(self, settlements: Iterable[Settlement]) -> None:
+        """Keep what cannot be written now; it is written by whoever in this process next closes orphans."""
+        self._left.extend(settlements)
 
     def find_answers(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The stored answers among these keys."""
@@ -171,18 +217,21 @@ class Ledger:
     ) -> list[Admission]:
         owner = self._owner(connection)
         begins = [Begin(self._next_id(owner), owner, plan, caps, batch) for plan, caps in wanted]
+        self._begun = [Settlement(begin.attempt_id, begin.plan, "failed", error=IN_DOUBT) for begin in begins]
         return self._writer.begin(connection, begins, self._database.now(connection))
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with self._lock:
-            owner_id = self._owner_id
+            owner_id, self._begun = self._owner_id, []
             try:
                 with self._database.writing() as connection:
                     yield connection
             except BaseException:
                 self._owner_id = owner_id  # what this transaction had added is not there
                 self._writer.forget_prices()
+                if owner_id is not None:  # its commit may have been carried out all the same
+                    self.leave(self._begun)
                 raise
 
     def _owner(self, connection: Connection) -> int:
@@ -205,3 +254,17 @@ def open_ledger() -> Ledger:
 @lru_cache(maxsize=4)
 def _opened(url: str) -> Ledger:
     return Ledger(url)
+
+
+@cache
+def _left_in(ledger_id: str) -> deque[Settlement]:  # noqa: ARG001 - the cache's key
+    """What this process could not write into one ledger, whichever object was to."""
+    return deque()
+
+
+def _taken(left: deque[Settlement]) -> list[Settlement]:
+    taken: list[Settlement] = []
+    with suppress(IndexError):
+        while True:
+            taken.append(left.popleft())
+    return taken

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, func, select
 
 from potstill.ledger.database import Database, chunks
 from potstill.ledger.entries import AccountState, Answer, KeyCost, Standing
-from potstill.ledger.schema import PICO, accounts, answers, attempts
+from potstill.ledger.schema import PICO, accounts, answers, attempts, given_up
 from potstill.ledger.spend import BILLED, SpendRow
 from potstill.llm.messages import Reply
 from potstill.records import Usage
@@ -30,7 +30,9 @@ class Reader:
         is_batched = (attempts.c.status == "in_flight") & attempts.c.batch.is_not(None) & among(attempts.c.answer_key)
         self._holding = select(attempts.c.batch).where(is_batched).distinct()
         is_refused = (attempts.c.status == "refused") & among(attempts.c.answer_key)
+        is_given_up = among(given_up.c.answer_key)
         self._refused = select(attempts.c.answer_key).where(is_refused)
+        self._given_up = select(given_up).where(is_given_up)
 
     def find_answers(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The stored answers among these keys."""
@@ -42,7 +44,7 @@ class Reader:
         return found
 
     def look_up(self, keys: Iterable[str]) -> Standing:
-        """What is still to be asked among these keys, and what was refused for good."""
+        """What is still to be asked among these keys, and what was refused or given up for good."""
         missing: set[str] = set()
         refused: set[str] = set()
         with self._database.reading() as connection:
@@ -51,6 +53,7 @@ class Reader:
                 if lacking:
                     parameter = self._database.keys_parameter(list(lacking))
                     refused |= set(connection.scalars(self._refused, parameter))
+                    refused |= set(connection.scalars(self._given_up, parameter))
                 missing |= lacking
         return Standing(missing - refused, refused)
 
@@ -76,6 +79,8 @@ class Reader:
                 for row in connection.execute(self._attempts, self._database.keys_parameter(chunk)):
                     before = found.get(row.answer_key)
                     found[row.answer_key] = _first(row) if before is None else _added(before, row)
+                for row in connection.execute(self._given_up, self._database.keys_parameter(chunk)):
+                    found[row.answer_key] = found[row.answer_key]._replace(refused=True, given_up=row.reason)
         return found
 
     def account(self, name: str) -> AccountState:

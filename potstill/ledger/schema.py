@@ -116,6 +116,13 @@ Index(
     postgresql_where=attempts.c.status == "in_flight",
 )
 
+given_up = Table(
+    "given_up",
+    metadata,
+    Column("answer_key", String, primary_key=True),
+    Column("reason", Text, nullable=False),  # why the answer is kept from training
+)
+
 answers = Table(
     "answers",
     metadata,

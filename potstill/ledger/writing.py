@@ -10,9 +10,10 @@ from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, 
 
 from potstill.ledger.database import Database
 from potstill.ledger.entries import Admission, AttemptPlan, Caps, Settlement
-from potstill.ledger.schema import Usd, accounts, answers, attempts, prices, to_pico
+from potstill.ledger.schema import Usd, accounts, answers, attempts, given_up, prices, to_pico
 from potstill.llm.pricing import Rates
 from potstill.records import Usage
+from potstill.texts import one_line
 
 NOTHING = Usage()
 ZERO = Decimal(0)
@@ -40,6 +41,7 @@ class Writer:
         self._answered = select(answers.c.answer_key).where(keys(answers.c.answer_key))
         barring = attempts.c.status.in_(["in_flight", "refused"])
         self._barred = select(attempts.c.answer_key, attempts.c.status).where(barring & keys(attempts.c.answer_key))
+        self._given_up = select(given_up.c.answer_key).where(keys(given_up.c.answer_key))
         self._states = select(accounts.c.name, _pico(accounts.c.spent_usd), _pico(accounts.c.reserved_usd)).where(
             keys(accounts.c.name)
         )
@@ -65,6 +67,7 @@ class Writer:
         keys = self._database.keys_parameter([begin.plan.answer_key for begin in wanted])
         answered = set(connection.scalars(self._answered, keys))
         barred = {row.answer_key: row.status for row in connection.execute(self._barred, keys)}
+        barred |= dict.fromkeys(connection.scalars(self._given_up, keys), "refused")
         room = _Room(self._account_states(connection, wanted))
         admissions: list[Admission] = []
         rows: list[dict[str, Any]] = []
@@ -90,12 +93,12 @@ class Writer:
         ]
 
     def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
-        """Close attempts, release their reservations and store their answers; what is settled already stays so."""
+        """Close attempts, release their reservations and store their answers; what is settled or not there stays so."""
         ids = [settlement.attempt_id for settlement in settlements]
-        query = select(attempts.c.id, attempts.c.status).where(attempts.c.id.in_(ids), attempts.c.status != "in_flight")
+        query = select(attempts.c.id, attempts.c.status).where(attempts.c.id.in_(ids))
         before = {row.id: row.status for row in connection.execute(query)}
         # a clock that was set may have made this process look dead: then its bound is counted as spent already
-        mine = [found for found in settlements if before.get(found.attempt_id, "unknown") == "unknown"]
+        mine = [found for found in settlements if before.get(found.attempt_id) in {"in_flight", "unknown"}]
         if not mine:
             return
         connection.execute(self._close, [_closed(settlement) for settlement in mine])
@@ -103,7 +106,7 @@ class Writer:
         for settlement in mine:
             bound = to_pico(settlement.plan.bound_usd)
             counted = bound if settlement.status == "unknown" else to_pico(settlement.cost_usd)
-            is_open = settlement.attempt_id not in before
+            is_open = before[settlement.attempt_id] == "in_flight"
             for account in _accounts_of(settlement.plan):
                 changes[account][0] -= bound if is_open else 0
                 changes[account][1] += counted if is_open else counted - bound
@@ -218,7 +221,7 @@ def _closed(settlement: Settlement) -> dict[str, Any]:
         "attempt": settlement.attempt_id,
         "status": settlement.status,
         "http_status": settlement.http_status,
-        "error": settlement.error,
+        "error": None if settlement.error is None else one_line(settlement.error),
         "cost_pico": None if settlement.status == "unknown" else to_pico(settlement.cost_usd),
         "seconds": settlement.seconds,
         **_tokens(settlement.usage or NOTHING),
@@ -232,7 +235,7 @@ def _kept(settlement: Settlement) -> dict[str, Any]:
         "answer_key": settlement.plan.answer_key,
         "attempt_id": settlement.attempt_id,
         "message": orjson.dumps(reply.message).decode(),
-        "finish_reason": reply.finish_reason,
+        "finish_reason": one_line(reply.finish_reason),
     }
 
 

@@ -12,6 +12,7 @@ from potstill.llm.causes import causes, is_unknown_host
 from potstill.llm.endpoint import CONNECT_SECONDS, Endpoint, is_late, trusted
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure, Limit, LimitName
+from potstill.llm.providers.errors import hidden_status
 
 IDLE_SECONDS = 4.0
 """A pooled connection that rests longer is closed: uvicorn, and so vLLM, would close it after 5 s, perhaps just as a
@@ -25,11 +26,13 @@ class Attempt(NamedTuple):
 
     outcome: Reply | Failure
     http_status: int | None
-    """None where no status line came back."""
+    """None where no status line came back; what it should have been where a 200 carries an error."""
     may_be_billed: bool
     """True where nobody can say whether the provider counted it: cut off, timed out, unreadable."""
     limits: Mapping[LimitName, Limit] = {}
     """The server's buckets, where the reply tells of them."""
+    is_late: bool = False
+    """Whether the time that a request may take ran out."""
 
 
 class ChatClient:
@@ -104,18 +107,22 @@ class ChatClient:
             message = f"malformed reply: longer than {LONGEST_REPLY_BYTES // 2**20} MiB"
             return Attempt(Failure("transient", message), status, may_be_billed=True, limits=limits)
         body = self._endpoint.parse(content)
-        if 200 <= status < 300:
-            outcome = self.provider.read_reply(body)
-            unreadable = isinstance(outcome, Failure) and outcome.usage is None
-            return Attempt(outcome, status, may_be_billed=unreadable, limits=limits)
-        failure = self.provider.read_error(status, body, headers)
-        return Attempt(failure, status, may_be_billed=False, limits=limits)
+        if not 200 <= status < 300:
+            failure = self.provider.read_error(status, body, headers)
+            return Attempt(failure, status, may_be_billed=False, limits=limits)
+        outcome = self.provider.read_reply(body)
+        if isinstance(outcome, Failure) and (hidden := hidden_status(body)) is not None:
+            failure = self.provider.read_error(hidden, body, headers)._replace(usage=outcome.usage)
+            return Attempt(failure, hidden, may_be_billed=False, limits=limits)
+        unreadable = isinstance(outcome, Failure) and outcome.usage is None
+        return Attempt(outcome, status, may_be_billed=unreadable, limits=limits)
 
     def _lost(self, error: BaseException) -> Attempt:
         """The attempt of a request that left, and whose answer did not come whole."""
+        late = is_late(error)
         lost = f"connection lost: {self._endpoint.describe(error)}"
-        message = f"no answer within {self._timeout_seconds:g} s" if is_late(error) else lost
-        return Attempt(Failure("transient", message), None, may_be_billed=True)
+        message = f"no answer within {self._timeout_seconds:g} s" if late else lost
+        return Attempt(Failure("transient", message), None, may_be_billed=True, is_late=late)
 
     def _unsent(self, error: BaseException) -> Attempt | None:
         """The attempt of a request that never left this machine; None where it may have."""

@@ -6,6 +6,7 @@ reads. Recipes come from outside too, so a recipe alone sends no key to a host: 
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
@@ -85,7 +86,8 @@ def find_block_key(block: str, base_url: str, load_block: LoadBlock | None) -> s
     check_block_host(block, base_url)
     if load_block is None:
         raise NotAuthorisedError(
-            f"secret block {block} is read by the flow only: here, name a variable of the environment in api_key_env"
+            f"secret block {block} is read by the flow only: here, name a variable of the environment in its place, "
+            "with --set teacher.api_key_block=null --set teacher.api_key_env=NAME"
         )
     key = load_block(block).strip()
     if not _may_be_a_key(key):
@@ -117,6 +119,11 @@ def is_loopback(base_url: str) -> bool:
         return host == "localhost"
 
 
+def without_user(base_url: str) -> str:
+    """An address as it may be shown: whatever stands before an @ may be a password, even where it is no address."""
+    return re.sub(r"(?:(?<=//)|^(?!.*//)).*@", "…@", base_url, flags=re.DOTALL)
+
+
 def _check_host(name: str, base_url: str, own: str | None, *, is_allowed: bool = False) -> None:
     """Errors: `NotAuthorisedError` where a key does not belong to a host, or would travel in plain text."""
     host, port, scheme = _address(base_url)
@@ -141,7 +148,9 @@ def _address(base_url: str) -> tuple[str, int | None, str]:
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in {"http", "https"} or not host or parts.username or parts.password:
-        raise UsageError(f"base_url {base_url!r}: give an address such as https://api.example.com/v1")
+        raise UsageError(
+            f"base_url {without_user(base_url)!r}: give an address such as https://api.example.com/v1, without a user"
+        )
     return host.lower(), port, parts.scheme
 
 

@@ -107,6 +107,21 @@ def shared_prefix(request: ChatRequest) -> str | None:
     return hashlib.sha256(prefix).hexdigest()[:32] if len(prefix) >= SHORTEST_CACHED_BYTES else None
 
 
+class SharedPrefixes:
+    """The long beginnings that requests have had so far."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def repeats(self, request: ChatRequest) -> bool:
+        """Whether an earlier request began as this one does: the first one alone gains nothing from a cache."""
+        prefix = shared_prefix(request)
+        is_known = prefix in self._seen
+        if prefix is not None:
+            self._seen.add(prefix)
+        return is_known
+
+
 def _prepend(instructions: str, content: Any) -> Any:
     if isinstance(content, list):
         return [{"type": "text", "text": f"{instructions}\n\n"}, *content]

@@ -8,6 +8,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from potstill.errors import TransientTeacherError
 
+PROBE_TIMEOUTS = 2
+"""So often may the first request of a run meet silence: each time takes the whole timeout, and may be billed."""
+
 
 class RetryPolicy(NamedTuple):
     """Attempts in all, and the jittered exponential pause between them."""
@@ -23,28 +26,40 @@ class UnansweredError(TransientTeacherError):
     """One attempt failed in a way that another may mend; it carries the wait that the server asked for."""
 
     def __init__(
-        self, message: str, retry_after_seconds: float | None = None, *, is_rate_limited: bool = False
+        self,
+        message: str,
+        retry_after_seconds: float | None = None,
+        *,
+        is_rate_limited: bool = False,
+        is_late: bool = False,
     ) -> None:
         super().__init__(message, retry_after_seconds)
         self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.is_rate_limited = is_rate_limited
+        self.is_late = is_late
 
     def __str__(self) -> str:
         return self.message
 
 
-def retrying(policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> AsyncRetrying:
-    """A loop of attempts that goes on after `UnansweredError` and lets every other error out at once."""
+def retrying(
+    policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep, *, timeouts: int | None = None
+) -> AsyncRetrying:
+    """A loop of attempts that goes on after `UnansweredError` and lets every other error out at once.
+
+    `timeouts` is how many of them may end without a word, where that is fewer than the policy's attempts.
+    """
     backoff = wait_random_exponential(multiplier=policy.first_wait_seconds, max=policy.longest_wait_seconds)
-    refusals = 0
+    refusals = late = 0
 
     def is_last(state: RetryCallState) -> bool:
-        nonlocal refusals
+        nonlocal refusals, late
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, UnansweredError) and error.is_rate_limited:
             refusals = min(refusals + 1, policy.refusals)
-        return state.attempt_number - refusals >= policy.attempts
+        late += isinstance(error, UnansweredError) and error.is_late
+        return late == timeouts or state.attempt_number - refusals >= policy.attempts
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

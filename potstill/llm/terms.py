@@ -25,6 +25,12 @@ TERMS = {
     ".azure.com": Terms("unknown", "https://www.microsoft.com/licensing/terms"),
     "api.mistral.ai": Terms("unknown", "https://mistral.ai/terms"),
     "openrouter.ai": Terms("unknown", "https://openrouter.ai/terms"),
+    "api.deepseek.com": Terms(
+        "unknown", "https://cdn.deepseek.com/policies/en-US/deepseek-open-platform-terms-of-service.html"
+    ),
+    "api.together.xyz": Terms("unknown", "https://www.together.ai/terms-of-service"),
+    "api.groq.com": Terms("unknown", "https://groq.com/terms-of-use"),
+    "api.fireworks.ai": Terms("unknown", "https://fireworks.ai/terms-of-service"),
 }
 """By host; a name that begins with a dot stands for every host that ends so. What is unknown hangs on model or contract."""
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 from potstill.errors import PermanentTeacherError, TransientTeacherError
 from potstill.ledger import Ledger
@@ -11,7 +11,7 @@ from potstill.ledger.entries import Caps, Purpose
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.spend import add_up
 from potstill.llm.client import ChatClient
-from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
+from potstill.llm.retrying import PROBE_TIMEOUTS, RetryPolicy, UnansweredError, retrying
 from potstill.teacher.mending import retries_wanted
 from potstill.teacher.outcome import BatchReport, RefusedError, Step, Tally
 from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
@@ -27,7 +27,17 @@ FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 1.0
 SLOW_LOOK_SECONDS = 0.5
 """Who has waited this long between two looks makes sure that the other one still lives."""
 
+HELD = "held"
+"""A provider's batch holds it: nobody who asks online is working at it."""
+
 OnStep = Callable[[Step], None]
+Say = Callable[[str], None]
+CollectHeld = Callable[[Sequence[str], Say, Callable[[float], Awaitable[None]]], Awaitable[bool]]
+"""Waits, by this pause, until no batch at the endpoint holds these keys; False where none did."""
+
+
+async def _collect_nothing(*_: object) -> bool:
+    return False
 
 
 class Asker:
@@ -36,6 +46,7 @@ class Asker:
     Args:
         caps: what may be spent by the plan's run, and by its recipe in this month.
         clock: seconds; that of the event loop.
+        collect_held: looks after batches that hold what is asked for.
     """
 
     def __init__(
@@ -47,11 +58,13 @@ class Asker:
         policy: RetryPolicy,
         purpose: Purpose = "teach",
         clock: Callable[[], float] = time.monotonic,
+        collect_held: CollectHeld = _collect_nothing,
     ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._address = client.base_url
         self._policy = policy
+        self._collect_held = collect_held
         self._stop = Stop()
         self._sender = Sender(plan, ledger, client, caps, self._stop, purpose, clock)
         self._slots = asyncio.Semaphore(plan.teacher.concurrency)
@@ -60,8 +73,8 @@ class Asker:
         self._failed_probes = 0
         self._workers: set[asyncio.Task[None]] = set()
 
-    async def answer(self, rows: range, on_step: OnStep) -> BatchReport:
-        """Ask for what the ledger does not hold of these rows' answers.
+    async def answer(self, rows: range, on_step: OnStep, say: Say = lambda _: None) -> BatchReport:
+        """Ask for what the ledger does not hold of these rows' answers; `say` is told what is waited for.
 
         Errors: `NotAuthorisedError`, `BudgetReachedError`, `PermanentTeacherError` and, where the endpoint cannot be
         reached at all, `TransientTeacherError`; `PotstillError` where the ledger cannot be written. Each stops every
@@ -69,14 +82,14 @@ class Asker:
         """
         tally = Tally()
         early: list[PlannedAnswer] = []
-        await self._ask_all(_Missing(self._plan, self._ledger, rows, tally, on_step), tally, early, on_step)
+        await self._ask_all(_Missing(self._plan, self._ledger, rows, tally, on_step), tally, early, on_step, say)
         if early and self._sender.has_replied:  # it answers by now: what it says of these counts
-            await self._ask_all(_Listed(early), tally, [], on_step)
+            await self._ask_all(_Listed(early), tally, [], on_step, say)
         elif early:
             self._stop_refusing(tally.last_error or "")
             self._stop.check()
         for _ in range(self._plan.teacher.quality_retries):
-            await self._ask_all(_Listed(await self._bad_ones(rows)), tally, [], on_step)
+            await self._ask_all(_Listed(await self._bad_ones(rows)), tally, [], on_step, say)
         return tally.report()
 
     async def _bad_ones(self, rows: range) -> list[PlannedAnswer]:
@@ -95,11 +108,28 @@ class Asker:
         await self._ledger.flush()
 
     async def _ask_all(
-        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep
+        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep, say: Say
     ) -> None:
-        """Ask for each; `early` collects what was refused before the endpoint had answered anything."""
+        """Ask for each, and for what a batch holds once that has ended; `early`: see `_ask_each`."""
+        is_in_reach = True
+        while held := await self._ask_each(wanted, tally, early, on_step):
+            if not is_in_reach:
+                tally.counts["unanswered"] += len(held)
+                tally.last_error = "a batch at another address holds it: collect that with the recipe that handed it in"
+                return
+            is_in_reach = await self._collect_held([answer.key for answer in held], say, self._stop.sleep)
+            wanted = _Listed(await _look_up(self._ledger, held, tally, on_step))
+
+    async def _ask_each(
+        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep
+    ) -> list[PlannedAnswer]:
+        """Ask for each that no batch holds, and return the others.
+
+        `early` collects what was refused before the endpoint had answered anything.
+        """
+        held: list[PlannedAnswer] = []
         number = min(WORKERS_A_SLOT * self._plan.teacher.concurrency, wanted.at_most)
-        workers = [asyncio.create_task(self._work(wanted, tally, early, on_step)) for _ in range(number)]
+        workers = [asyncio.create_task(self._work(wanted, tally, early, held, on_step)) for _ in range(number)]
         self._workers.update(workers)
         try:
             results = await asyncio.gather(*workers, return_exceptions=True)
@@ -114,9 +144,15 @@ class Asker:
         for unexpected in results:
             if unexpected is not None:
                 raise unexpected
+        return held
 
     async def _work(
-        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep
+        self,
+        wanted: "_Missing | _Listed",
+        tally: Tally,
+        early: list[PlannedAnswer],
+        held: list[PlannedAnswer],
+        on_step: OnStep,
     ) -> None:
         def tell(step: Step) -> None:
             tally.add(step)
@@ -124,7 +160,11 @@ class Asker:
 
         while (answer := await self._draw(wanted)) is not None:
             try:
-                tally.counts[await self._ask(answer, tell)] += 1
+                sent = await self._ask(answer, tell)
+                if sent == HELD:
+                    held.append(answer)
+                else:
+                    tally.counts[sent] += 1
             except RefusedError as error:
                 tally.last_error = str(error)
                 if error.is_early:
@@ -134,6 +174,12 @@ class Asker:
             except UnansweredError as error:
                 tally.last_error = str(error)
                 tally.counts["unanswered"] += 1
+
+    async def _give_up(self, answer: PlannedAnswer, error: UnansweredError) -> bool:
+        """Whether a prompt that has no answer after all its attempts is put aside; else it is left for the next run."""
+        with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+            give_up = self._ledger.ledger.give_up
+            return await self._ledger.run(give_up, answer.key, error.message, self._policy.attempts)
 
     async def _draw(self, wanted: "_Missing | _Listed") -> PlannedAnswer | None:
         """The next answer that is wanted. A ledger that cannot be read stops all, not one worker."""
@@ -153,7 +199,7 @@ class Asker:
         Where the endpoint replies and only the answer cannot be used, the fault may be the prompt's: the next one tries.
         """
         try:
-            sent = await self._retry(answer, on_step)
+            sent = await self._retry(answer, on_step, timeouts=PROBE_TIMEOUTS)
         except UnansweredError as error:
             self._failed_probes += 1
             if not self._sender.has_replied or self._failed_probes == PROBES:
@@ -169,14 +215,22 @@ class Asker:
         self._is_reached = self._sender.has_replied
         return sent
 
-    async def _retry(self, answer: PlannedAnswer, on_step: OnStep) -> str:
-        async for attempt in retrying(self._policy, self._stop.sleep):
-            with attempt:
-                return await self._send(answer, on_step)
+    async def _retry(self, answer: PlannedAnswer, on_step: OnStep, timeouts: int | None = None) -> str:
+        try:
+            async for attempt in retrying(self._policy, self._stop.sleep, timeouts=timeouts):
+                with attempt:
+                    return await self._send(answer, on_step)
+        except UnansweredError as error:
+            if await self._give_up(answer, error):
+                raise RefusedError(error.message) from None
+            raise
         raise AssertionError("the loop ends by an answer or by an error")
 
     async def _send(self, answer: PlannedAnswer, on_step: OnStep) -> str:
-        """One attempt in a slot; where somebody else asks for the same right now, their answer is waited for."""
+        """One attempt in a slot; where somebody else asks for the same right now, their answer is waited for.
+
+        What is in a batch is `HELD`: its process may be gone, and then nobody else waits for it.
+        """
         look_seconds = FIRST_LOOK_SECONDS
         while True:
             async with self._slots:
@@ -184,6 +238,8 @@ class Asker:
             if sent != "claimed":
                 return sent
             while await self._ledger.is_claimed(answer.key):  # which takes no turn of the pace
+                if await self._ledger.run(self._ledger.ledger.batches_holding, [answer.key]):
+                    return HELD
                 await self._stop.sleep(look_seconds)
                 look_seconds = min(look_seconds * 1.5, LONGEST_LOOK_SECONDS)
                 if look_seconds > SLOW_LOOK_SECONDS:
@@ -196,6 +252,21 @@ class Asker:
 
 def _bad_ones(plan: TeachPlan, ledger: Ledger, chunk: list[PlannedAnswer]) -> list[PlannedAnswer]:
     return list(retries_wanted(plan, ledger, chunk))
+
+
+async def _look_up(
+    ledger: GroupedLedger, chunk: Sequence[PlannedAnswer], tally: Tally, on_step: OnStep
+) -> list[PlannedAnswer]:
+    """What of these is to be asked for; the others are counted."""
+    standing = await ledger.look_up(answer.key for answer in chunk)
+    ready = [answer for answer in chunk if answer.key in standing.missing]
+    asked = {answer.key: answer for answer in ready}  # a prompt that stands in two rows is asked once
+    refused = sum(answer.key in standing.refused for answer in chunk)
+    done = len(chunk) - len(asked)
+    tally.counts.update(refused=refused, found=done - refused)
+    if done:
+        on_step(Step(found=done))
+    return list(asked.values())
 
 
 class _Missing:
@@ -221,7 +292,7 @@ class _Missing:
                 chunk = await anext(self._chunks, None)
                 if chunk is None:
                     return None
-                await self._look_up(chunk)
+                self._ready.extend(await _look_up(self._ledger, chunk, self._tally, self._on_step))
         return self._ready.popleft()
 
     async def _read(self) -> AsyncIterator[list[PlannedAnswer]]:
@@ -234,17 +305,6 @@ class _Missing:
         for begin, end in ((middle, stop), (start, middle)):
             for chunk in self._plan.chunks(begin, end):
                 yield chunk
-
-    async def _look_up(self, chunk: list[PlannedAnswer]) -> None:
-        standing = await self._ledger.look_up(answer.key for answer in chunk)
-        ready = [answer for answer in chunk if answer.key in standing.missing]
-        asked = {answer.key: answer for answer in ready}  # a prompt that stands in two rows is asked once
-        self._ready.extend(asked.values())
-        refused = sum(answer.key in standing.refused for answer in chunk)
-        done = len(chunk) - len(asked)
-        self._tally.counts.update(refused=refused, found=done - refused)
-        if done:
-            self._on_step(Step(found=done))
 
 
 class _Listed:

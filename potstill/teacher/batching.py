@@ -12,6 +12,7 @@ from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTea
 from potstill.ledger import AttemptPlan, Caps, Ledger
 from potstill.ledger.entries import Settlement
 from potstill.llm.batches.base import BatchProtocol, Limits, TooLarge, custom_id, split
+from potstill.llm.messages import ChatRequest, SharedPrefixes, shared_prefix
 from potstill.llm.pricing import Rates
 from potstill.llm.providers import PROVIDERS, base_url_of
 from potstill.teacher.budget import describe_cap
@@ -153,7 +154,7 @@ class BatchAsker:
             standing = self._ledger.look_up(answer.key for answer in chunk)
             wanted = {answer.key: answer for answer in chunk if answer.key in standing.missing}
             for answer in wanted.values():
-                size = self._protocol.size(self._provider.body(answer.request))
+                size = self._size(answer.request)
                 yield _Item(self._plan.attempt(answer, size, self._rates), size)
             if is_first:
                 refused = sum(answer.key in standing.refused for answer in chunk)
@@ -161,13 +162,20 @@ class BatchAsker:
                 self._on_step(Step(found=len(chunk) - len(wanted)))
 
     def _bodies(self, token: str, keys: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The bodies of these answers, made one at a time."""
-        left = set(keys)
+        """The bodies of these answers, made one at a time; what begins as an earlier one did asks for the prompt cache."""
+        left, prefixes = set(keys), SharedPrefixes()
         for chunk in in_order(self._plan, self._ledger):
             for answer in chunk:
                 if answer.key in left:
                     left.remove(answer.key)
-                    yield custom_id(token, answer.key[:32]), self._provider.body(answer.request)
+                    is_known = self._plan.teacher.prompt_caching and prefixes.repeats(answer.request)
+                    body = self._provider.body(answer.request, cache_prefix=is_known)
+                    yield custom_id(token, answer.key[:32]), body
+
+    def _size(self, request: ChatRequest) -> int:
+        """Bytes in a batch at most: whether it asks for the prompt cache is known only when it is written."""
+        may_ask = self._plan.teacher.prompt_caching and shared_prefix(request) is not None
+        return self._protocol.size(self._provider.body(request, cache_prefix=may_ask))
 
     def _refuse(self, large: TooLarge[_Item]) -> None:
         admission = self._ledger.begin(large.item.plan)
@@ -179,8 +187,10 @@ class BatchAsker:
 
     def _count_missing(self) -> None:
         for chunk in self._plan.chunks():
-            standing = self._ledger.look_up(answer.key for answer in chunk)
-            self._tally.counts["unanswered"] += len(standing.missing)
-            if standing.missing and self._tally.last_error is None:
-                costs = self._ledger.costs(standing.missing)
-                self._tally.last_error = next((cost.last_error for cost in costs.values() if cost.last_error), None)
+            missing = self._ledger.look_up(answer.key for answer in chunk).missing
+            costs = self._ledger.costs(missing) if missing else {}
+            for key in missing:
+                said = costs[key].last_error if key in costs else None
+                is_given_up = said is not None and self._ledger.give_up(key, said, ROUNDS)
+                self._tally.counts["refused" if is_given_up else "unanswered"] += 1
+                self._tally.last_error = self._tally.last_error or said

@@ -17,9 +17,10 @@ from potstill.ledger.entries import Answer
 from potstill.ledger.spend import Spend
 from potstill.llm.terms import state_terms
 from potstill.records import Completion, Row, Usage, write_parquet
+from potstill.teacher.choosing import choice_scores
 from potstill.teacher.mending import with_retries
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
-from potstill.teacher.quality import count_agreeing, quarantine_reason
+from potstill.teacher.quality import quarantine_reason
 
 KIND = "Completions"
 COMPLETIONS = "completions.parquet"
@@ -123,7 +124,7 @@ def _write(plan: TeachPlan, ledger: Ledger, directory: Path) -> int:
             chunk = with_retries(plan, ledger, planned)
             costs = ledger.costs(answer.key for answer in chunk)
             rows = list(_complete(plan, ledger, chunk, costs))
-            for answer, row in zip(chunk, _agreed(plan, rows), strict=True):
+            for answer, row in zip(chunk, _chosen(plan, chunk, rows), strict=True):
                 lines.write(orjson.dumps(_line(answer, row)) + b"\n")
                 if total.add(answer, row, costs[answer.key]):
                     yield row
@@ -215,7 +216,7 @@ def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, pl
     }
     if answer is None:
         nothing = {"role": "assistant", "content": ""}
-        reason = f"error: {cost.last_error}"
+        reason = cost.given_up or f"error: {cost.last_error}"
         return Completion(
             **common, completion="", message=nothing, finish_reason="error", usage=Usage(), quarantine=reason
         )
@@ -231,22 +232,22 @@ def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, pl
     )
 
 
-def _agreed(plan: TeachPlan, rows: list[Completion]) -> list[Completion]:
-    """The rows with how many of each prompt's usable samples say the same; all 1 where the first one is chosen."""
+def _chosen(plan: TeachPlan, chunk: list[PlannedAnswer], rows: list[Completion]) -> list[Completion]:
+    """The rows with what speaks for each of a prompt's usable samples."""
     if plan.teacher.choose == "first":
         return rows
-    agreed: list[Completion] = []
-    for _, group in groupby(rows, key=lambda row: row.prompt_id):
+    chosen: list[Completion] = []
+    pairs = zip(chunk, rows, strict=True)
+    for _, group in groupby(pairs, key=lambda pair: pair[1].prompt_id):
         samples = list(group)
-        usable = [row for row in samples if row.quarantine is None]
-        counts = iter(count_agreeing([row.completion for row in usable]))
-        agreed += [row.model_copy(update={"agreeing": next(counts)}) if row in usable else row for row in samples]
-    return agreed
+        texts = [row.completion for _, row in samples if row.quarantine is None]
+        scores = iter(choice_scores(plan.teacher, plan.task, samples[0][0].prompt, texts))
+        for _, row in samples:
+            chosen.append(row if row.quarantine else row.model_copy(update={"choice_score": next(scores)}))
+    return chosen
 
 
 def _line(answer: PlannedAnswer, completion: Completion) -> dict[str, Any]:
-    line = completion.model_dump(mode="json", exclude={"seconds", "agreeing"}) | {
-        "cost_usd": float(completion.cost_usd)
-    }
+    line = completion.model_dump(mode="json", exclude={"seconds"}) | {"cost_usd": float(completion.cost_usd)}
     tools = {"tools": answer.prompt.tools} if answer.prompt.tools else {}
     return {"id": answer.row_id, **line, "messages": answer.prompt.messages, **tools}

@@ -43,14 +43,16 @@ class Missing(NamedTuple):
 
     answers: int
     request_bytes: int
+    hidden_tokens: int = 0
+    """Of input, at most, that the bytes say nothing of; see `potstill.llm.messages.hidden_tokens`."""
 
     def plus(self, other: "Missing") -> "Missing":
         """Both together."""
-        return Missing(self.answers + other.answers, self.request_bytes + other.request_bytes)
+        return Missing(*(mine + its for mine, its in zip(self, other, strict=True)))
 
     def minus(self, other: "Missing") -> "Missing":
         """Without what was found since."""
-        return Missing(self.answers - other.answers, self.request_bytes - other.request_bytes)
+        return Missing(*(mine - its for mine, its in zip(self, other, strict=True)))
 
 
 class Figure(NamedTuple):
@@ -129,7 +131,7 @@ def bound_usd(missing: Missing, rates: Rates, max_tokens: int) -> Decimal:
     if not missing.answers:
         return Decimal(0)
     fees = rates.request * (missing.answers - 1)
-    return rates.upper_bound(missing.request_bytes, missing.answers * max_tokens) + fees
+    return rates.upper_bound(missing.request_bytes, missing.answers * max_tokens, missing.hidden_tokens) + fees
 
 
 def predict(sampled: Sequence[SampledPrompt], missing: Missing, measure: Measure) -> Figure | None:

@@ -2,13 +2,18 @@
 
 from collections import Counter
 from decimal import Decimal
+from textwrap import shorten
 from typing import NamedTuple
 
 from potstill.errors import PermanentTeacherError
 from potstill.ledger import Status
+from potstill.ledger.entries import Settlement
 from potstill.llm.messages import Reply
 from potstill.llm.providers.base import Failure
 from potstill.records import Row
+
+LONGEST_ERROR = 100
+"""Characters, in a line of progress."""
 
 
 class RefusedError(PermanentTeacherError):
@@ -64,6 +69,9 @@ class Step(NamedTuple):
     found: int = 0
     """Refused ones included: they are not asked again."""
     cost_usd: Decimal = Decimal(0)
+    failed: int = 0
+    """Of the attempts."""
+    last_error: str | None = None
 
     def plus(self, other: "Step") -> "Step":
         """Both together."""
@@ -72,7 +80,23 @@ class Step(NamedTuple):
             answered=self.answered + other.answered,
             found=self.found + other.found,
             cost_usd=self.cost_usd + other.cost_usd,
+            failed=self.failed + other.failed,
+            last_error=other.last_error or self.last_error,
         )
+
+    def describe(self) -> str:
+        """For a line of progress: what it cost, and what went wrong."""
+        return f"{self.cost_usd:.4f} USD" + (f", {self.failures()}" if self.failed else "")
+
+    def failures(self) -> str:
+        """How many attempts have failed, and why the last one did."""
+        return f"{self.failed} failed: {shorten(self.last_error or '', LONGEST_ERROR)}"
+
+
+def step_of(settlement: Settlement) -> Step:
+    """What one attempt that has ended adds."""
+    is_answered = settlement.status == "answered"
+    return Step(1, int(is_answered), 0, settlement.cost_usd, int(not is_answered), settlement.error)
 
 
 class Tally:

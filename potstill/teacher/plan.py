@@ -2,25 +2,24 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any, NamedTuple
-
-import orjson
 
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
 from potstill.ledger.entries import AttemptPlan, Purpose
 from potstill.llm.messages import ChatRequest, hidden_tokens, schema_format, with_instructions
 from potstill.llm.pricing import Processing, Rates, find_rates
-from potstill.llm.providers import PROVIDERS, base_url_of
+from potstill.llm.providers import base_url_of
 from potstill.recipe import Task, Teacher
 from potstill.records import Message, Prompt
 from potstill.teacher import quality
+from potstill.teacher.choosing import check_choice
 from potstill.teacher.rows import Rows
 
 STAGE = "teach"
-VERSION = 2
+VERSION = 3
 BATCH_STAGE = "teach-batch"
+MONTH = "month/"
 CHUNK_ROWS = 512
 """So many rows are in memory at once, however many there are."""
 
@@ -71,7 +70,7 @@ class TeachPlan(NamedTuple):
 
     def month(self, at: datetime | None = None) -> str | None:
         """Names the account of the recipe's UTC month; now where no time is given."""
-        return None if self.recipe is None else f"month/{self.recipe}/{at or datetime.now(UTC):%Y-%m}"
+        return None if self.recipe is None else f"{MONTH}{self.recipe}/{at or datetime.now(UTC):%Y-%m}"
 
     def answers(self, start: int = 0, stop: int | None = None) -> Iterator[PlannedAnswer]:
         """What the rows from `start` to before `stop` ask for."""
@@ -108,8 +107,17 @@ class TeachPlan(NamedTuple):
             yield list(self.answers(begin, min(begin + CHUNK_ROWS, end)))
 
 
+def recipe_of(month: str | None) -> str | None:
+    """The name of the recipe that a month's account belongs to."""
+    return None if month is None else month.removeprefix(MONTH).rpartition("/")[0]
+
+
 def make_plan(rows: Rows, teacher: Teacher, task: Task | None, recipe: str | None = None) -> TeachPlan:
-    """Plan the answers to these prompts. Errors: `UnknownPriceError` before anything is asked."""
+    """Plan the answers to these prompts.
+
+    Errors, before anything is asked: `UnknownPriceError`; `UsageError` for a choice among samples that nothing can make.
+    """
+    check_choice(teacher, task)
     return TeachPlan(teacher, task, rows, rates_of(teacher), recipe)
 
 
@@ -128,17 +136,6 @@ def batch_key(plan: TeachPlan, batch: range, ledger_id: str) -> StageKey:
     """The key of a batch: done once every answer of it stands in that ledger."""
     content = {"plan": plan.key.digest, "rows": [batch.start, batch.stop], "ledger": ledger_id}
     return StageKey(BATCH_STAGE, VERSION, fingerprint(content))
-
-
-def upper_bound_usd(plan: TeachPlan) -> Decimal:
-    """What asking everything once cannot exceed, in USD."""
-    provider = PROVIDERS[plan.teacher.provider]
-
-    def bound(request: ChatRequest) -> Decimal:
-        size = len(orjson.dumps(provider.body(request)))
-        return plan.rates.upper_bound(size, request.max_tokens, hidden_tokens(request))
-
-    return sum((bound(answer.request) for answer in plan.answers()), Decimal(0))
 
 
 def request_for(

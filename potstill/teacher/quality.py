@@ -1,17 +1,21 @@
-"""Which answers must not be trained on, and why; and which of several usable ones is."""
+"""Which answers must not be trained on, and why."""
 
-from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import orjson
 
+from potstill.answer_schema import validator_of
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
+from potstill.teacher.choosing import parsed_json
 
-VERSION = 3
+VERSION = 4
 TRUNCATED = "truncated"
+FINISHED = frozenset(
+    {"stop", "tool_calls", "function_call", "unknown", "eos", "eos_token", "end_turn", "stop_sequence", "tool_use"}
+)
+"""Reasons of an answer that came to its end. Beside OpenAI's: `unknown`, where the server gives none, and what Together,
+TGI and gateways to other protocols say. Any other, such as `error` or `abort`, may have cut it in mid-sentence."""
 
 
 def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | None = None) -> str | None:
@@ -19,10 +23,12 @@ def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | 
 
     Without a task and a schema only its completeness is judged.
     """
-    if reply.finish_reason in {"length", "content_filter"}:
-        return {"length": TRUNCATED, "content_filter": "refused by a content filter"}[reply.finish_reason]
     if reply.message.get("refusal"):
         return "refusal"
+    if reply.finish_reason in {"length", "content_filter"}:
+        return {"length": TRUNCATED, "content_filter": "refused by a content filter"}[reply.finish_reason]
+    if reply.finish_reason.lower() not in FINISHED:
+        return f"unfinished: {reply.finish_reason[:40]}"
     if not reply.text.strip():
         if not reply.message.get("tool_calls"):
             return "empty"
@@ -34,26 +40,7 @@ def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | 
 def _against_task(text: str, task: Task) -> str | None:
     if task.kind == "classification":
         return None if text.strip() in task.labels else f"not a label: {text.strip()[:40]}"
-    return None if isinstance(_parsed(text), dict) else "not a JSON object"
-
-
-def count_agreeing(texts: Sequence[str]) -> list[int]:
-    """How many of these answers say the same as each: JSON is compared as JSON, text without regard to white space."""
-    said = [_meaning(text) for text in texts]
-    counts = Counter(said)
-    return [counts[meaning] for meaning in said]
-
-
-def _meaning(text: str) -> bytes:
-    parsed = _parsed(text)
-    return " ".join(text.split()).encode() if parsed is None else orjson.dumps(parsed, option=orjson.OPT_SORT_KEYS)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
+    return None if isinstance(parsed_json(text), dict) else "not a JSON object"
 
 
 def _against_schema(text: str, schema: dict[str, Any]) -> str | None:
@@ -61,14 +48,10 @@ def _against_schema(text: str, schema: dict[str, Any]) -> str | None:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return "not JSON"
-    error = next(_validator(orjson.dumps(schema)).iter_errors(value), None)
+    try:
+        error = next(validator_of(orjson.dumps(schema)).iter_errors(value), None)
+    except RecursionError:
+        return "not as the schema says: nested too deeply"
     if error is None:
         return None
     return f"not as the schema says: {error.json_path}: {error.message[:80]}"
-
-
-@lru_cache(maxsize=4)
-def _validator(schema: bytes) -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(orjson.loads(schema))

@@ -1,6 +1,6 @@
 """The prompts that a teacher is to answer, left on disk: only those that are being asked are in memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -46,6 +46,23 @@ class ListedRows:
     def read(self, start: int, stop: int) -> Iterator[InputRow]:
         """Those from `start` to before `stop`."""
         return iter(self._rows[start:stop])
+
+
+class PickedRows:
+    """Some rows of an input, in the order in which they were picked; they go by the input's own digest."""
+
+    def __init__(self, rows: Rows, picked: Sequence[int]) -> None:
+        self._rows = rows
+        self._picked = picked
+        self.digest = rows.digest
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    def read(self, start: int, stop: int) -> Iterator[InputRow]:
+        """Those picked from `start` to before `stop`."""
+        for row in self._picked[start:stop]:
+            yield from self._rows.read(row, row + 1)
 
 
 class StoredRows:

@@ -10,12 +10,12 @@ from potstill.ledger.grouping import GroupedLedger
 from potstill.llm.breaker import Breaker
 from potstill.llm.client import Attempt, ChatClient
 from potstill.llm.limiter import Cost, Limiter, Ticket
-from potstill.llm.messages import ChatRequest, Reply, shared_prefix
+from potstill.llm.messages import ChatRequest, Reply, SharedPrefixes
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.providers.errors import error_for_the_run
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
-from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of
+from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of, step_of
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.stopping import Stop
 
@@ -55,7 +55,7 @@ class Sender:
         self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, clock=clock, sleep=stop.sleep)
         self._breaker = Breaker(clock)
         self._clock = clock
-        self._prefixes: set[str] = set()
+        self._prefixes = SharedPrefixes()
         self._settled = asyncio.Event()
         self.has_replied = False
         """Whether the endpoint has sent an HTTP 200: what it says of a prompt is then the prompt's fault."""
@@ -92,16 +92,13 @@ class Sender:
             await self._ledger.settle(settlement)
         self._settled.set()  # wakes all that wait; who waits next waits for the next
         self._settled = asyncio.Event()
-        on_step(Step(1, int(settlement.status == "answered"), cost_usd=settlement.cost_usd))
+        on_step(step_of(settlement))
         self._judge(attempt)
         return "answered"
 
     def _encode(self, request: ChatRequest) -> bytes:
         """The body; from the second request on that begins with the same long text, the provider is to keep it."""
-        prefix = shared_prefix(request) if self._plan.teacher.prompt_caching else None
-        is_known = prefix in self._prefixes
-        if prefix is not None:
-            self._prefixes.add(prefix)
+        is_known = self._plan.teacher.prompt_caching and self._prefixes.repeats(request)
         return self._client.encode(request, cache_prefix=is_known)
 
     def _learn(self, ticket: Ticket, attempt: Attempt | None) -> None:
@@ -186,4 +183,6 @@ class Sender:
             )
         self._stop.check()
         is_refused = failure.cause == "rate_limit"
-        raise UnansweredError(failure.message, failure.retry_after_seconds, is_rate_limited=is_refused)
+        raise UnansweredError(
+            failure.message, failure.retry_after_seconds, is_rate_limited=is_refused, is_late=attempt.is_late
+        )

@@ -5,17 +5,19 @@ Any number of threads may hand it batches at once.
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from potstill.errors import NotAuthorisedError, TeacherError
 from potstill.ledger import Caps, Ledger
 from potstill.ledger.entries import NO_CAPS, Purpose
 from potstill.ledger.grouping import GroupedLedger
 from potstill.ledger.owners import RENEW_SECONDS
 from potstill.llm.batches import open_batches
+from potstill.llm.batches.base import BatchProtocol
 from potstill.llm.client import ChatClient
 from potstill.llm.endpoint import endpoint_of
 from potstill.llm.keys import LoadBlock
@@ -24,7 +26,8 @@ from potstill.teacher.asking import Asker
 from potstill.teacher.batching import BatchAsker
 from potstill.teacher.outcome import BatchReport, Step, Tally
 from potstill.teacher.plan import TeachPlan, rates_of
-from potstill.teacher.unfinished import has_open_batches
+from potstill.teacher.unfinished import are_at_provider, has_open_batches
+from potstill.teacher.watching import BatchWatch
 
 T = TypeVar("T")
 
@@ -65,8 +68,11 @@ class TeacherSession:
         self._ledger = GroupedLedger(ledger)
         self._caps = caps
         self._policy = policy or RetryPolicy()
-        self._asker = Asker(plan, self._ledger, self._client, caps, self._policy, purpose)
-        self._waiting: asyncio.Task[Any] | None = None
+        self._asker = Asker(
+            plan, self._ledger, self._client, caps, self._policy, purpose, collect_held=self._collect_held
+        )
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._watching = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-session", daemon=True)
         self._heartbeat: asyncio.Task[None] | None = None
@@ -93,14 +99,17 @@ class TeacherSession:
         rows: range | None = None,
         on_step: Callable[[Step], None] | None = None,
         on_wait: Callable[[], None] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> BatchReport:
         """Ask for what the ledger does not hold of these rows, all where none are named, and wait.
 
         `on_step` is told of each step in the session's thread, and must be quick; `on_wait` is called in the caller's,
-        every two seconds. An interrupted caller stops its requests.
+        every two seconds. An interrupted caller stops its requests. What somebody has handed in as a batch meanwhile is
+        waited for, and `say` is told so, in one line.
         """
         wanted = range(len(self._plan.rows)) if rows is None else rows
-        return self._wait_for(self._asker.answer(wanted, on_step or (lambda _: None)), on_wait)
+        asking = self._asker.answer(wanted, on_step or (lambda _: None), say or (lambda _: None))
+        return self._wait_for(asking, on_wait)
 
     def answer_in_batches(
         self, on_step: Callable[[Step], None] | None = None, say: Callable[[str], None] | None = None
@@ -134,18 +143,52 @@ class TeacherSession:
         self, on_step: Callable[[Step], None], say: Callable[[str], None], *, only_collect: bool = False
     ) -> BatchReport:
         rates = rates_of(self._plan.teacher, "batch")
-        self._waiting = asyncio.current_task()
-        timeout_seconds = self._plan.teacher.timeout_seconds
-        async with open_batches(self._endpoint, timeout_seconds=timeout_seconds, policy=self._policy) as protocol:
+        async with self._protocol() as protocol:
             asker = BatchAsker(self._plan, self._ledger.ledger, protocol, self._caps, rates, say)
             if only_collect:
                 await asker.collect(on_step)
                 return Tally().report()
             return await asker.answer(on_step)
 
+    async def _collect_held(
+        self, keys: Sequence[str], say: Callable[[str], None], sleep: Callable[[float], Awaitable[None]]
+    ) -> bool:
+        """Wait until no batch at the endpoint holds these keys; False where none did."""
+        if not await self._ledger.run(are_at_provider, self._plan, self._ledger.ledger, keys):
+            return False
+        say(f"another run has handed in {len(keys):,} of these prompts as a batch: waiting for it")
+        rates, poll_seconds = rates_of(self._plan.teacher, "batch"), self._plan.teacher.batch_poll_seconds
+        async with self._protocol() as protocol, self._watching:  # one watch, however many wait
+            watch = BatchWatch(self._plan, self._ledger.ledger, protocol, rates, say, keys)
+            while await self._go_on(watch, keys):
+                await sleep(poll_seconds)
+        return True
+
+    async def _go_on(self, watch: BatchWatch, keys: Sequence[str]) -> bool:
+        """Whether a batch that holds these keys goes on, after a look at it."""
+        try:
+            return (await watch.look(lambda _: None)).waiting
+        except (NotAuthorisedError, TeacherError):
+            if await self._ledger.run(are_at_provider, self._plan, self._ledger.ledger, keys):
+                raise
+            return False  # what it was rejected for is the affair of whoever handed it in
+
+    @asynccontextmanager
+    async def _protocol(self) -> AsyncIterator[BatchProtocol]:
+        """The batch endpoint; who uses it is cancelled with the others."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting.add(task)
+        timeout_seconds = self._plan.teacher.timeout_seconds
+        try:
+            async with open_batches(self._endpoint, timeout_seconds=timeout_seconds, policy=self._policy) as protocol:
+                yield protocol
+        finally:
+            self._waiting.discard(task)
+
     async def _cancel(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
+        for task in self._waiting:
+            task.cancel()
         await self._asker.cancel()
 
     async def _begin(self) -> None:

@@ -51,8 +51,16 @@ def caps_of(recipe: Recipe) -> Caps:
     return Caps(recipe.budget.run_usd, recipe.budget.month_usd)
 
 
+def begin_sessions() -> None:
+    """A new run begins: what stopped an earlier one of this process is over."""
+    _stopped.clear()
+
+
 def stop_sessions() -> None:
-    """Cancel what is being asked, and let no further batch of this process begin: it is being interrupted."""
+    """Cancel what is being asked, and let no batch of this process begin until a new run does: it is being interrupted.
+
+    It lasts beyond the last session: batches that wait in the run's threads would open another one.
+    """
     _stopped.set()
     with _lock:  # none is closed meanwhile
         for shared in _open.values():
@@ -68,7 +76,7 @@ def shared_session(
     Errors: those of `TeacherSession`; `CancelledError` after `stop_sessions`.
     """
     if _stopped.is_set():
-        raise CancelledError
+        raise CancelledError("the run is being interrupted: nothing further is asked")
     same = _SessionKey(plan.run, plan.teacher.model_dump_json(), ledger.id, caps)
     with _lock:
         shared = _open.get(same)

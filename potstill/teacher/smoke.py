@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from fractions import Fraction
 from typing import NamedTuple
 
 import orjson
 
 from potstill.ledger import Caps, KeyCost, Ledger
 from potstill.ledger.entries import Answer
+from potstill.llm.messages import hidden_tokens
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.retrying import RetryPolicy
 from potstill.records import Usage
@@ -17,10 +18,8 @@ from potstill.teacher.mending import with_retries
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.quality import quarantine_reason
+from potstill.teacher.rows import PickedRows
 from potstill.teacher.session import TeacherSession
-
-MOST_AT_ONCE = 16
-"""Prompts that are waited for at once; how many requests are in flight the teacher's concurrency says."""
 
 
 class Sample(NamedTuple):
@@ -38,9 +37,24 @@ class Sample(NamedTuple):
 
 
 def pick_rows(total: int, wanted: int) -> list[int]:
-    """The rows of a smoke: so many, the same ones each time, each in the middle of an equal stretch of all rows."""
+    """The rows of a smoke: so many, the same ones each time, spread evenly; a larger smoke holds every smaller one.
+
+    They follow van der Corput's sequence: each new row halves one of the widest gaps. Shifted by a third of all rows, they
+    lie a third or two thirds into their stretches, never at an edge.
+    """
     number = min(total, wanted)
-    return [(2 * index + 1) * total // (2 * number) for index in range(number)]
+    rows: dict[int, None] = {}
+    index = 0
+    while len(rows) < number:
+        rows[int((_mirrored(index) + Fraction(1, 3)) % 1 * total)] = None
+        index += 1
+    return list(rows)
+
+
+def _mirrored(index: int) -> Fraction:
+    """The binary digits of a number, mirrored behind the point: 0, 1/2, 1/4, 3/4, 1/8, …"""
+    digits = f"{index:b}"
+    return Fraction(int(digits[::-1], 2), 2 ** len(digits))
 
 
 def ask_smoke(
@@ -57,19 +71,9 @@ def ask_smoke(
     """
     if not any(ledger.look_up(answer.key for answer in plan.answers(row, row + 1)).missing for row in rows):
         return
-    with (
-        TeacherSession(plan, ledger, caps, policy, purpose="smoke") as session,
-        ThreadPoolExecutor(min(len(rows), MOST_AT_ONCE)) as pool,
-    ):
-        asking = [pool.submit(session.answer, range(row, row + 1), on_step) for row in rows]
-        try:
-            done, _ = wait(asking, return_when=FIRST_EXCEPTION)
-            for asked in done:
-                asked.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            session.cancel()
-            raise
+    picked = plan._replace(rows=PickedRows(plan.rows, rows))
+    with TeacherSession(picked, ledger, caps, policy, purpose="smoke") as session:
+        session.answer(on_step=on_step)  # all at once: what refuses one prompt is told from what refuses every one
 
 
 def read_sample(plan: TeachPlan, ledger: Ledger, rows: Sequence[int]) -> Sample:
@@ -116,7 +120,11 @@ def _lacking(plan: TeachPlan, ledger: Ledger, chunk: Sequence[PlannedAnswer]) ->
     """Each request is encoded once, as it would be sent, and forgotten; one that stands in two rows counts once."""
     missing = ledger.look_up(answer.key for answer in chunk).missing
     wanted = {answer.key: answer for answer in chunk if answer.key in missing}
-    return Missing(len(wanted), sum(_request_bytes(plan, answer) for answer in wanted.values()))
+    return Missing(
+        answers=len(wanted),
+        request_bytes=sum(_request_bytes(plan, answer) for answer in wanted.values()),
+        hidden_tokens=sum(hidden_tokens(answer.request) for answer in wanted.values()),
+    )
 
 
 class _Known(NamedTuple):

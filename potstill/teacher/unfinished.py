@@ -1,5 +1,7 @@
 """What of a plan is still to be done."""
 
+from collections.abc import Iterable
+
 from potstill.ledger import Ledger
 from potstill.llm.providers import base_url_of
 from potstill.teacher.mending import in_order, retries_wanted
@@ -27,3 +29,9 @@ def has_open_batches(plan: TeachPlan, ledger: Ledger) -> bool:
     if not ledger.open_batches(plan.teacher.provider, base_url_of(plan.teacher)):
         return False
     return any(ledger.batches_holding(answer.key for answer in chunk) for chunk in in_order(plan, ledger))
+
+
+def are_at_provider(plan: TeachPlan, ledger: Ledger, keys: Iterable[str]) -> bool:
+    """Whether a batch at the plan's endpoint holds some of these."""
+    at_provider = {row.token for row in ledger.open_batches(plan.teacher.provider, base_url_of(plan.teacher))}
+    return bool(at_provider & ledger.batches_holding(keys))

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TeacherError, TransientTeacherError
@@ -37,16 +37,24 @@ class BatchWatch:
     Args:
         rates: what a batch costs now.
         say: is told, in one line, what a batch does.
+        keys: the answers that count as the plan's; all where none are named.
     """
 
     def __init__(
-        self, plan: TeachPlan, ledger: Ledger, protocol: BatchProtocol, rates: Rates, say: Callable[[str], None]
+        self,
+        plan: TeachPlan,
+        ledger: Ledger,
+        protocol: BatchProtocol,
+        rates: Rates,
+        say: Callable[[str], None],
+        keys: Collection[str] | None = None,
     ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._protocol = protocol
         self._rates = rates
         self._say = say
+        self._keys = keys
         self._looks: Counter[str] = Counter()
         self._failing_since: dict[str, float] = {}
 
@@ -54,27 +62,48 @@ class BatchWatch:
         """Look once at each batch, and collect those that have ended.
 
         Only batches that hold answers of this plan are waited for. Errors: those of `BatchProtocol`, and what a rejection
-        means for the run.
+        means for the run; what is wrong with a batch that holds none of them ends the run of its owner only.
         """
         provider, base_url = self._plan.teacher.provider, base_url_of(self._plan.teacher)
         rows = self._ledger.open_batches(provider, base_url)
         ours = self._ours() if rows else set()
         waiting, smaller = False, None
         for row in rows:
-            if not self._ledger.claim_batch(row.token):
-                waiting = waiting or row.token in ours
+            if row.token not in ours:
+                await self._look_at_foreign(row, on_step)
                 continue
-            state = await self._state_of(row)
-            if isinstance(state, BatchState) and state.status == "ended":
-                smaller = await self._collect(row, state, on_step) or smaller
-            elif state is None:
-                close_unsubmitted(self._ledger, row)
-                self._say(f"batch {row.token} never reached the provider")
-            else:
-                waiting = waiting or row.token in ours
+            seen = await self._look_at(row, on_step)
+            waiting, smaller = waiting or seen.waiting, seen.smaller or smaller
         return Look(waiting, smaller)
 
+    async def _look_at_foreign(self, row: BatchRow, on_step: Callable[[Step], None]) -> None:
+        """Collect it where it has ended: its prompts may have changed, and then its owner never comes back.
+
+        Nothing is concluded from not seeing it: it may have been handed in with another key.
+        """
+        if row.batch_id is None:
+            return
+        try:
+            state = await self._protocol.state(row.batch_id)
+            if state.status == "ended" and self._ledger.claim_batch(row.token):
+                await self._collect(row, state, on_step)
+        except (NotAuthorisedError, TeacherError) as error:
+            self._say(f"batch {row.batch_id} of another run: {error}")
+
+    async def _look_at(self, row: BatchRow, on_step: Callable[[Step], None]) -> Look:
+        if not self._ledger.claim_batch(row.token):
+            return Look(waiting=True)
+        state = await self._state_of(row)
+        if isinstance(state, BatchState) and state.status == "ended":
+            return Look(waiting=False, smaller=await self._collect(row, state, on_step))
+        if state is None:
+            close_unsubmitted(self._ledger, row)
+            self._say(f"batch {row.token} never reached the provider")
+        return Look(waiting=state is not None)
+
     def _ours(self) -> set[str]:
+        if self._keys is not None:
+            return self._ledger.batches_holding(self._keys)
         keys = (answer.key for answers in in_order(self._plan, self._ledger) for answer in answers)
         return self._ledger.batches_holding(keys)
 
@@ -96,13 +125,11 @@ class BatchWatch:
         return row.num_requests // 2
 
     def _keys_of(self, row: BatchRow, lines: tuple[int, ...]) -> set[str]:
-        """The answer keys of these lines of a batch: they stand in the order of the plan that they were made from."""
-        if not lines:
+        """The answer keys of these lines of a batch, whose requests were begun in the order in which they went up."""
+        attempts = self._ledger.in_batch(row.token) if lines else []
+        if len(attempts) != row.num_requests:
             return set()
-        keys = {attempt.plan.answer_key for attempt in self._ledger.in_batch(row.token)}
-        planned = (answer.key for answers in in_order(self._plan, self._ledger) for answer in answers)
-        found = list(dict.fromkeys(key for key in planned if key in keys))
-        return {found[line - 1] for line in lines if line <= len(found)} if len(found) == len(keys) else set()
+        return {attempts[line - 1].plan.answer_key for line in lines if line <= len(attempts)}
 
     async def _state_of(self, row: BatchRow) -> BatchState | str | None:
         """The provider's view of a batch; a word where it is not known yet, None where the provider never had it."""

@@ -14,12 +14,13 @@ from potstill.records import (
     Row,
     Split,
     TeacherTerms,
+    best_samples,
     read_parquet,
     write_parquet,
 )
 
 STAGE = "assemble"
-VERSION = 2
+VERSION = 3
 PAIRS_VERSION = 3
 SFT_KIND = "SFTDataset"
 PREFERENCE_KIND = "PreferenceDataset"
@@ -102,17 +103,7 @@ def assemble_lines(
 
 
 def _usable(completions: Iterable[Completion]) -> dict[str, Completion]:
-    """By prompt, the sample to train on: of those not quarantined, the first that most of them agree with."""
-    found: dict[str, Completion] = {}
-    for row in completions:
-        known = found.get(row.prompt_id)
-        if row.quarantine is None and (known is None or _rank(row) < _rank(known)):
-            found[row.prompt_id] = row
-    return found
-
-
-def _rank(row: Completion) -> tuple[int, int]:
-    return -row.agreeing, row.sample_index
+    return {name: row for name, row in best_samples(completions).items() if row.quarantine is None}
 
 
 def _write(directory: Path, found: list[Example], num_prompts: int) -> int:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import orjson
 import pytest
 
+from bench.__main__ import BY_NAME, main
 from bench.fast_teacher.running import ROOT
-from bench.measuring import Benchmark, Sample, Taken, run
+from bench.measuring import Bar, Benchmark, Sample, Taken, run
 
 
 @contextmanager
@@ -43,6 +44,41 @@ def test_contenders_that_did_other_work_are_an_error():
 
     with pytest.raises(ValueError, match="other work"):
         run(benchmark(check=differ), 1, lambda _: None)
+
+
+BARS = (
+    Bar("half's seconds", "seconds", "half", None, 2.0),
+    Bar("half ÷ whole", "seconds", "half", "whole", 0.4),
+    Bar("whole ÷ half", "seconds", "whole", "half", 2.0, at_least=True),
+)
+
+
+def test_a_bar_is_met_or_missed_by_the_median_and_unknown_where_a_contender_is_missing():
+    judged = run(benchmark(bars=BARS), 3, lambda _: None).bars
+    assert [(bar.figure, bar.verdict) for bar in judged] == [(2.0, "met"), (0.5, "missed"), (2.0, "met")]
+    alone = benchmark(bars=BARS, prepare=lambda name: "no such package" if name == "whole" else None)
+    judged = run(alone, 3, lambda _: None).bars
+    assert [(bar.figure, bar.verdict) for bar in judged] == [(2.0, "met"), *[(None, "not measured")] * 2]
+
+
+@pytest.mark.parametrize("missed", [True, False])
+def test_the_command_says_each_verdict_keeps_it_and_ends_with_code_1_where_a_bar_is_missed(
+    tmp_path, monkeypatch, capsys, missed
+):
+    monkeypatch.setattr("bench.__main__.RESULTS", tmp_path)
+    bars = BARS[:2] if missed else BARS[::2]
+    monkeypatch.setitem(BY_NAME, "numbers", [benchmark(bars=bars)])
+    if missed:
+        with pytest.raises(SystemExit) as ended:
+            main("numbers")
+        assert ended.value.code == 1
+    else:
+        main("numbers")
+    said = capsys.readouterr().out
+    assert "half's seconds: 2, bar ≤ 2: met" in said
+    assert ("half ÷ whole: 0.5, bar ≤ 0.4: missed" if missed else "whole ÷ half: 2, bar ≥ 2: met") in said
+    kept = orjson.loads((tmp_path / "numbers.json").read_bytes())["bars"]
+    assert [bar["verdict"] for bar in kept] == ["met", "missed" if missed else "met"]
 
 
 def measured(*command: str) -> dict:

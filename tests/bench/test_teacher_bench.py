@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,14 @@ from bench.fast_teacher.dialects import answer_text
 from bench.fast_teacher.faults import draw
 from bench.fast_teacher.log import Logged, LoggedRequests
 from bench.fast_teacher.running import ROOT, running
-from bench.measuring import Sample
+from bench.measuring import Benchmark, Sample, Taken, run
 from bench.peers.environments import EnvironmentFailedError, Peer, environment
 from bench.prompts import PROMPT_TOKENS, prompt_text, write_prompts
 from bench.teacher import (
+    AT_ONCE,
+    IN_200_MS,
+    IN_A_FLOW,
+    SIZES,
     Command,
     Workload,
     check,
@@ -81,8 +86,8 @@ def test_a_sample_of_the_command_line_has_every_answer_and_its_figures(tmp_path)
     workload = Workload(60, 8, latency_ms=10)
     write_prompts(tmp_path / "prompts.jsonl", 60)
     with running(latency_ms=10) as teacher:
-        run = potstill_command(teacher.url, tmp_path / "prompts.jsonl", tmp_path, 8)
-        values, evidence = take_sample(run, workload, teacher, tmp_path / "prompts.jsonl")
+        asking = potstill_command(teacher.url, tmp_path / "prompts.jsonl", tmp_path, 8)
+        values, evidence = take_sample(asking, workload, teacher, tmp_path / "prompts.jsonl")
     assert (evidence["wrong"], evidence["billed_twice"]) == (0, 0)
     assert json.loads(evidence["said"])["answered"] == 60
     assert 1 <= evidence["peak_in_flight"] <= 8
@@ -90,10 +95,33 @@ def test_a_sample_of_the_command_line_has_every_answer_and_its_figures(tmp_path)
     assert 0 < values["start_seconds"] < values["wall_seconds"]
 
 
+METRICS = ("requests_per_second", "cpu_us_per_request", "start_seconds", "rss_mib", "times_the_ideal")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "met_where_all_are_alike"),
+    [
+        (AT_ONCE, [False, False, False]),
+        (IN_200_MS, [True, False]),
+        (SIZES, [True, True, True, True]),
+        (IN_A_FLOW, [True]),
+    ],
+    ids=lambda given: given.name if isinstance(given, Benchmark) else "",
+)
+def test_each_bar_names_a_contender_and_a_figure_that_its_benchmark_has(benchmark, met_where_all_are_alike):
+    @contextmanager
+    def alike():
+        yield lambda _: Taken(dict.fromkeys(METRICS, 1.0))
+
+    made = benchmark._replace(open=alike, prepare=lambda _: None, check=lambda _: {})
+    verdicts = [bar.verdict for bar in run(made, 1, lambda _: None).bars]
+    assert verdicts == ["met" if met else "missed" for met in met_where_all_are_alike]
+
+
 def test_a_contender_that_fails_is_an_error_with_its_last_words(tmp_path):
-    run = Command([sys.executable, "-c", "raise SystemExit('out of ink')"], {}, tmp_path / "none")
+    failing = Command([sys.executable, "-c", "raise SystemExit('out of ink')"], {}, tmp_path / "none")
     with pytest.raises(SubprocessError, match="out of ink"):
-        measure(run)
+        measure(failing)
 
 
 class TestPeers:

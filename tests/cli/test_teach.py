@@ -1,9 +1,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from potstill.cli import main
 from tests.fake_teacher import (
     BAD_REQUEST,
+    HANG,
     NOT_FOUND,
     PRICE,
     SERVER_ERROR,
@@ -86,6 +89,19 @@ def test_the_summary_is_the_last_line_and_a_second_call_asks_nothing(
     assert len(teacher.requests) == 6
 
 
+def test_what_has_no_flag_is_set_by_name(
+    teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = {"type": "object", "properties": {"total": {"type": "number"}}}
+    given = ["top_p=0.5", "stop=[END, STOP]", f"response_schema={json.dumps(schema)}", "headers.x-title=Potstill"]
+    flags = [part for field in given for part in ("--set", field)]
+    assert run(capsys, arguments(prompts, teacher.url, *flags)).code == 0
+    body = teacher.requests[0].body
+    assert (body["top_p"], body["stop"]) == (0.5, ["END", "STOP"])
+    assert body["response_format"]["json_schema"]["schema"] == schema
+    assert teacher.requests[0].headers["x-title"] == "Potstill"
+
+
 def test_one_ledger_serves_another_home(
     teacher: FakeTeacher, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +146,12 @@ def test_a_spent_budget_is_exit_5_keeps_its_answers_and_a_higher_one_goes_on(
         (["--concurrency", "0"], 2, "--concurrency 0"),
         (["--kind", "classification"], 2, "at least two labels"),
         (["--ledger", "nonsense"], 2, "ledger nonsense"),
+        (["--choose", "scorer"], 2, "give --kind, or choose first or majority"),
+        (["--set", "top_k=5"], 2, "--set top_k=5: what has no flag of its own is headers, api_version"),
+        (["--set", "top_p=5"], 2, "--top-p 5: input should be less than or equal to 1"),
+        (["--set", "headers.authorization=sk-secret"], 2, "--headers: authorization would carry a key"),
+        (["--set", "stop"], 2, "--set stop: write it as FIELD=VALUE"),
+        (["--set", "stop=["], 2, "--set stop=[: not valid YAML"),
         (["--api-key-env", "NO_SUCH_KEY"], 6, "NO_SUCH_KEY is not set"),
         (["--api-key-env", "OPENAI_API_KEY"], 6, "does not go to 127.0.0.1"),
         (["--base-url", "https://llm.example/v1"], 6, "--attest"),
@@ -224,6 +246,37 @@ def test_an_address_that_is_wrong_is_exit_1_and_failed(
     ended = run(capsys, arguments(prompts, teacher.url))
     assert (ended.code, ended.summary["status"], len(teacher.requests)) == (1, "failed", 1)
     assert "check the model's name and base_url" in ended.err
+
+
+def test_a_ledger_that_breaks_is_exit_1_and_the_summary_says_what_is_still_known(
+    prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.ledger.grouping.RETRY_SECONDS", 0.2)
+
+    def drop_the_table(asked: Asked) -> None:
+        if asked.number == 3:
+            with closing(sqlite3.connect(prompts.parent / "home/ledger.db")) as ledger:
+                ledger.execute("DROP TABLE attempts")
+
+    with FakeTeacher(drop_the_table) as teacher:
+        ended = run(capsys, arguments(prompts, teacher.url, "--concurrency", 1))
+    assert ended.code == 1
+    assert "no such table: attempts" in ended.err
+    assert list(ended.summary) == SUMMARY
+    assert (ended.summary["status"], ended.summary["attempts"], ended.summary["answered"]) == ("failed", 3, None)
+
+
+def test_an_interrupted_command_is_exit_130_and_sums_up_what_was_answered(prompts: Path) -> None:
+    with FakeTeacher(lambda asked: HANG if asked.number == 3 else None) as teacher:
+        command = [sys.executable, "-m", "potstill.cli", *arguments(prompts, teacher.url, "--concurrency", 1)]
+        started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        teacher.wait_for(4)
+        started.send_signal(signal.SIGINT)
+        out, err = started.communicate(timeout=20)
+    summary = json.loads(out)
+    assert (started.returncode, summary["status"], summary["answered"]) == (130, "interrupted", 3)
+    assert summary["unknown_usd"] > 0, "what was in flight may be billed"
+    assert err == "interrupted: run the same again to go on\n"
 
 
 def test_a_prompt_set_is_taught_like_the_file_that_it_was_made_of(

@@ -24,10 +24,10 @@ def prompts(tmp_path: Path) -> Path:
     return write_prompts(tmp_path / "prompts.jsonl", PROMPTS)
 
 
-def start(prompts: Path, teacher: FakeTeacher, out: str) -> "subprocess.Popen[str]":
+def start(prompts: Path, ledger_url: str, teacher: FakeTeacher, out: str) -> "subprocess.Popen[str]":
     given = arguments(prompts, teacher.url, "--concurrency", PROMPTS)
     given[given.index("--out") + 1] = str(prompts.parent / out)
-    environment = {**os.environ, "POTSTILL_HOME": str(prompts.parent / "home")}
+    environment = {**os.environ, "POTSTILL_HOME": str(prompts.parent / "home"), "POTSTILL_LEDGER": ledger_url}
     command = [sys.executable, "-m", "potstill.cli", *given]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -45,15 +45,18 @@ def right() -> list[str]:
     return [f"answer to #{number:04d}" for number in range(PROMPTS)]
 
 
-def test_each_prompt_is_billed_once_and_both_get_every_answer(prompts: Path) -> None:
+def test_each_prompt_is_billed_once_and_both_get_every_answer(prompts: Path, ledger_url: str) -> None:
     with FakeTeacher(latency=0.05) as teacher:
-        processes = {out: start(prompts, teacher, out) for out in ("one", "two")}
+        processes = {out: start(prompts, ledger_url, teacher, out) for out in ("one", "two")}
         found = [finish(process, prompts, out) for out, process in processes.items()]
     assert found == [right(), right()]
     assert sorted(teacher.marks()) == [f"#{number:04d}" for number in range(PROMPTS)]
+    assert not (prompts.parent / "home" / "ledger.db").exists(), "the answers stand in the ledger that was named"
 
 
-def test_the_claims_of_a_killed_process_are_taken_over_within_seconds_by_one_that_runs(prompts: Path) -> None:
+def test_the_claims_of_a_killed_process_are_taken_over_within_seconds_by_one_that_runs(
+    prompts: Path, ledger_url: str
+) -> None:
     killed = threading.Event()
 
     def answer(mark: str) -> str:
@@ -63,9 +66,9 @@ def test_the_claims_of_a_killed_process_are_taken_over_within_seconds_by_one_tha
         return f"answer to {mark}"
 
     with FakeTeacher(answer=answer) as teacher:
-        first = start(prompts, teacher, "one")
+        first = start(prompts, ledger_url, teacher, "one")
         teacher.wait_for(PROMPTS, SECONDS)
-        second = start(prompts, teacher, "two")
+        second = start(prompts, ledger_url, teacher, "two")
         time.sleep(3)
         assert len(teacher.requests) == PROMPTS, "what another asks is not asked"
         first.kill()

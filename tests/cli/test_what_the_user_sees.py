@@ -165,6 +165,13 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(teach: Teach) -> None
     assert seen.summary["unknown_usd"] > 0, "nobody knows whether it was billed"
 
 
+def test_while_a_server_hangs_the_progress_says_so(teach: Teach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.cli.console.PLAIN_SECONDS", 0.0)
+    with FakeTeacher(lambda asked: HANG) as teacher:
+        seen = teach(teacher, "--timeout", 0.2)
+    assert "teach: 0 of 6, 0.0/s, 0.0000 USD, 1 failed: no answer within 0.2 s\n" in seen.said
+
+
 def test_a_host_that_no_name_server_knows_is_named(teach: Teach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POTSTILL_KEY_HOSTS", "TEACHER_KEY=no-such-host.invalid")
     seen = teach("https://no-such-host.invalid/v1", "--attest", "a test")

@@ -29,7 +29,7 @@ def teacher() -> Iterator[BatchTeacher]:
 
 def start(directory: Path, url: str, provider: str) -> "subprocess.Popen[bytes]":
     arguments = ["teach", directory / "prompts.jsonl", "--out", directory / "out", "--provider", provider]
-    arguments += ["--base-url", url, "--model", "fake-1", "--price", "2.5,10", "--yes", "--json", "--mode", "batch"]
+    arguments += ["--base-url", url, "--model", "fake-1", "--price", "2.5,10", "--json", "--mode", "batch"]
     environment = {**os.environ, "POTSTILL_HOME": str(directory / "home"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "potstill.cli", *map(str, arguments), "--batch-poll-seconds", "0.3"]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -137,7 +137,7 @@ class Teaching:
     def start(self, name: str) -> "subprocess.Popen[bytes]":
         endpoint = ["--provider", "openai_compatible", "--base-url", self._teacher.url, "--model", "fake-1"]
         limits = ["--price", GIVEN_PRICE, "--budget-usd", f"{self._cap:f}", "--max-tokens", MAX_TOKENS]
-        rest = ["--concurrency", 8, "--ledger", self._url, "--out", self._root / name, "--json", "--yes"]
+        rest = ["--concurrency", 8, "--ledger", self._url, "--out", self._root / name, "--json"]
         command = [sys.executable, "-m", "potstill.cli", "teach", self._prompts, *endpoint, *limits, *rest]
         environment = {**os.environ, "POTSTILL_HOME": str(self._root / "home")}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -16,7 +16,7 @@ import yaml
 
 from potstill.artifacts import ArtifactStore
 from potstill.evaluation.generate import GenerationSpec, read_answers, select_prompts
-from potstill.evaluation.report import read_arms, read_first_samples
+from potstill.evaluation.report import read_arm_answers, read_arms
 from potstill.promotions import Aliases, came_true, promotions
 from potstill.release import aliases, releases
 from potstill.run_record import find_record
@@ -133,7 +133,7 @@ def evaluate(line: Line, first: First) -> Story:
     yield f"{len(given)} of {asked} answered by the candidate"
     store = ArtifactStore(line.home)
     arms = read_arms(store.path(find_record(line.home, "tickets").evaluation))
-    kept = read_first_samples(store.path(arms["candidate"]))
+    kept = read_arm_answers(store.path(arms["candidate"]))
     assert [kept[row.prompt_id] for row in given] == given, "its seconds tell an answer from the same one made again"
     yield f"answered the other {asked - len(given)}"
 

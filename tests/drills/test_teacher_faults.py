@@ -27,7 +27,7 @@ def test_one_request_in_ten_fails_and_nothing_is_lost_or_paid_twice_that_need_no
     write_prompts(prompts, PROMPTS)
     with running(**FAULTS) as teacher:
         given = ("--provider", provider, "--base-url", teacher.url, "--model", "fake-1", "--max-tokens", 256)
-        teaching = Teaching(prompts, (*given, "--concurrency", IN_FLIGHT, "--yes"), tmp_path)
+        teaching = Teaching(prompts, (*given, "--concurrency", IN_FLIGHT), tmp_path)
         told = teaching.finish()
         log = teacher.log()
     faults = log.faults()

@@ -20,8 +20,8 @@ IN_FLIGHT = 64
 LATENCY_MS = 10
 """With its spread, requests do not come and go together: some are in flight whenever the run is killed."""
 HALF_SECONDS = 200
-RESTART_SECONDS = 3.0
-"""The bar is 1 s on an idle machine; docs/drills.md has the figure. This one only notices that half the ledger is read first."""
+RESTART_SECONDS = 1.0
+"""On an idle machine, where 0.56 s was measured."""
 
 
 def test_after_a_kill_at_half_of_100_000_prompts_only_what_was_in_flight_is_asked_again(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_after_a_kill_at_half_of_100_000_prompts_only_what_was_in_flight_is_aske
     write_prompts(prompts, PROMPTS)
     with running(latency_ms=LATENCY_MS, latency_sigma=0.5) as teacher:
         given = ("--provider", "openai_compatible", "--base-url", teacher.url, "--model", "fake-1", "--max-tokens", 256)
-        teaching = Teaching(prompts, (*given, "--concurrency", IN_FLIGHT, "--no-redact", "--yes"), tmp_path)
+        teaching = Teaching(prompts, (*given, "--concurrency", IN_FLIGHT, "--no-redact"), tmp_path)
         first = teaching.start()
         wait_for_half(teacher, first)
         os.kill(first.process.pid, signal.SIGKILL)
@@ -60,7 +60,9 @@ def test_after_a_kill_at_half_of_100_000_prompts_only_what_was_in_flight_is_aske
     off = summary.total_cost_usd / whole - 1
     assert abs(off) <= 0.005
     assert told["cost_usd"] < 0.6 * told["total_cost_usd"], "the second run paid for its half only"
-    assert restart_seconds <= RESTART_SECONDS
+    assert restart_seconds <= RESTART_SECONDS, (
+        f"first request {restart_seconds:.2f} s after the restart, at a load of {os.getloadavg()[0]:.1f}: 0.56 s when idle"
+    )
     print(
         f"\nkilled with {left['answered']} of {PROMPTS} answered and {in_flight} in flight; asked {log.billed_twice()} again, "
         f"lost 0; first request {restart_seconds:.2f} s after the restart; {log.span_seconds():.0f} s in all; "

@@ -51,7 +51,7 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, 
                 flags = {**limits, "latency_ms": 200, "burst_seconds": BURST_SECONDS, "answer_tokens": ANSWER_TOKENS}
                 teacher = stack.enter_context(running(**flags, headers=is_told))
                 given = ("--provider", "openai_compatible", "--base-url", teacher.url, "--model", "fake-1")
-                more = ("--max-tokens", 128, "--concurrency", 64, "--no-redact", "--yes")
+                more = ("--max-tokens", 128, "--concurrency", 64, "--no-redact")
                 teaching = Teaching(prompts, (*given, *more), root / f"{name}-{is_told}")
                 runs[name, is_told] = (teacher, teaching, teaching.start())
         found = {key: finish(*run) for key, run in runs.items()}

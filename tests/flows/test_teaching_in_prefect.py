@@ -12,17 +12,20 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import Artifact, TaskRun
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import Artifact, State, TaskRun
 from prefect.runtime import flow_run
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, open_store
 from potstill.curation.curate import curate
+from potstill.ledger import Ledger
 from potstill.recipe import Recipe
-from tasks.policies import MAX_BATCHES_AT_ONCE
+from potstill.teacher.plan import make_plan
+from potstill.teacher.rows import StoredRows
+from potstill.teacher.sharing import stop_sessions
 from tasks.teaching import teach
-from tests.fake_teacher import PRICE, FakeTeacher, error
+from tests.fake_teacher import PRICE, SERVER_ERROR, UNAUTHORISED, FakeTeacher, error
+from tests.postgres import PostgresServer
 
 pytestmark = pytest.mark.flow
 
@@ -33,7 +36,7 @@ RECORDED_SECONDS = 60
 """The server records task runs some seconds after they end."""
 
 
-@flow(task_runner=ThreadPoolTaskRunner(max_workers=MAX_BATCHES_AT_ONCE), persist_result=True)
+@flow(persist_result=True)
 def teach_only(recipe: Recipe, prompts: ArtifactRef) -> str:
     """The teacher stage of the parent flow; returns the run's id."""
     teach(recipe, prompts)
@@ -74,6 +77,14 @@ def reports(run: FlowRunFilter) -> list[Artifact]:
     return sorted(found, key=lambda report: str(report.created))
 
 
+def logged(run: FlowRunFilter) -> list[str]:
+    with get_client(sync_client=True) as client:
+        return [
+            line.message
+            for line in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=run.id and run.id.any_)))
+        ]
+
+
 def batches(run: FlowRunFilter) -> dict[str, TaskRun]:
     """The batches of a run by name, once the server has recorded that all have ended."""
     deadline = time.monotonic() + RECORDED_SECONDS
@@ -105,11 +116,42 @@ def test_the_table_of_spend_grows_and_each_batch_has_a_bar_with_its_cost(stage: 
     assert abs(sum(Decimal(cost) for _, _, cost, _ in told) - stage.teacher.billed_usd) < Decimal("0.0002")
 
 
+@pytest.mark.parametrize("why", ["budget", "key"])
+def test_a_run_that_fails_at_once_still_shows_what_it_has_spent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr("tasks.spending.EVERY_SECONDS", 600.0)
+    stage.teacher.latency = 0.0
+    stage.teacher.behaviour = (lambda _: UNAUTHORISED) if why == "key" else None
+    budget = stage.recipe.budget.model_copy(update={"run_usd": Decimal("0.001") if why == "budget" else None})
+    state: State[str] = teach_only(stage.recipe.model_copy(update={"budget": budget}), stage.prompts, return_state=True)
+    assert state.is_failed()
+    assert state.state_details.flow_run_id is not None
+    shown = reports(FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id])))
+    (table,) = [json.loads(str(report.data)) for report in shown if report.key == "spend"]
+    assert sum(row["attempts"] for row in table) == len(stage.teacher.requests) > 0
+    assert sum(Decimal(row["cost_usd"]) for row in table) == stage.teacher.billed_usd
+
+
 def test_a_batch_that_was_answered_is_cached_and_asks_nothing(stage: Stage) -> None:
     first, again = stage.run(), stage.run()
     assert {task.state_name for task in batches(first).values()} == {"Completed"}
     assert {task.state_name for task in batches(again).values()} == {"Cached"}
     assert len(stage.teacher.requests) == PROMPTS
+
+
+def test_a_flow_spends_in_the_ledger_that_the_environment_names(
+    stage: Stage, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.new_database()
+    monkeypatch.setenv("POTSTILL_LEDGER", url)
+    first, again = stage.run(), stage.run()
+    assert {task.state_name for task in batches(first).values()} == {"Completed"}
+    assert {task.state_name for task in batches(again).values()} == {"Cached"}
+    assert len(stage.teacher.requests) == PROMPTS
+    plan = make_plan(StoredRows(open_store().path(stage.prompts), stage.prompts), stage.recipe.teacher, None)
+    assert len(Ledger(url).find_answers(answer.key for answer in plan.answers())) == PROMPTS
+    assert not (tmp_path / "home" / "ledger.db").exists()
 
 
 def test_a_batch_that_was_cut_short_is_seen_to_be_tried_again_and_pays_for_nothing_twice(
@@ -121,3 +163,25 @@ def test_a_batch_that_was_cut_short_is_seen_to_be_tried_again_and_pays_for_nothi
     assert {task.run_count for task in ended.values()} >= {2}
     answered = [asked.body["messages"][-1]["content"] for asked in stage.teacher.requests if asked.status == 200]
     assert len(answered) == len(set(answered)) == PROMPTS
+
+
+def test_what_fails_is_in_the_bar_and_the_log_of_its_batch(stage: Stage) -> None:
+    stage.teacher.fail_next(SERVER_ERROR)
+    run = stage.run()
+    bars = [str(report.description) for report in reports(run) if report.type == "progress"]
+    assert sum(", 1 failed: HTTP 500" in bar for bar in bars) == 1
+    deadline = time.monotonic() + RECORDED_SECONDS
+    while not any(line.startswith("1 failed: HTTP 500") for line in logged(run)):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_small_batches_leave_as_many_requests_in_flight_as_the_recipe_allows_even_after_an_interrupted_run(
+    stage: Stage,
+) -> None:
+    stop_sessions()
+    stage.teacher.latency = 1.0
+    teacher = stage.recipe.teacher.model_copy(update={"batch_size": 1, "concurrency": 12})
+    teach_only(stage.recipe.model_copy(update={"teacher": teacher}), stage.prompts)
+    began = [asked.started_at for asked in stage.teacher.requests]
+    assert max(sum(at <= other < at + 1.0 for other in began) for at in began) == 12

@@ -130,3 +130,36 @@ async def test_a_database_that_stays_away_is_told(ledger: CountedLedger, monkeyp
     with pytest.raises(OSError, match="disk full"):
         await grouped.settle(answered(admission.attempt_id or 0, "k"))
     await grouped.close()
+
+
+async def test_an_answer_that_cannot_be_stored_harms_nobody_else_and_keeps_its_cost(ledger_url: str) -> None:
+    ledger = CountedLedger(ledger_url)
+    grouped = GroupedLedger(ledger)
+    ids = [(await grouped.begin(plan(key), NO_CAPS)).attempt_id or 0 for key in "abc"]
+    settlements = [answered(attempt_id, key) for attempt_id, key in zip(ids, "abc", strict=True)]
+    unfit = REPLY._replace(message={"role": "assistant", "content": "\ud800"})
+    settlements[1] = settlements[1]._replace(reply=unfit)
+    await asyncio.gather(*(grouped.settle(settlement) for settlement in settlements))
+    assert [(key, status) for key, status, _ in rows(ledger_url)] == [
+        ("a", "answered"),
+        ("b", "unusable"),
+        ("c", "answered"),
+    ]
+    costs = ledger.costs("abc")
+    assert costs["b"].cost_usd == costs["a"].cost_usd > 0
+    assert costs["b"].last_error == "the ledger's database does not take what came of it"
+    assert set(ledger.find_answers("abc")) == {"a", "c"}
+    assert ledger.account("run").reserved_usd == 0
+    await grouped.close()
+
+
+async def test_who_begins_what_cannot_be_stored_takes_no_answer_with_it(ledger_url: str) -> None:
+    ledger = CountedLedger(ledger_url)
+    grouped = GroupedLedger(ledger)
+    admission = await grouped.begin(plan("k"), NO_CAPS)
+    settling = grouped.settle(answered(admission.attempt_id or 0, "k"))
+    beginning = grouped.begin(plan("unfit")._replace(model="\ud800"), NO_CAPS)
+    _, refused = await asyncio.gather(settling, beginning, return_exceptions=True)
+    assert isinstance(refused, Exception)
+    assert ledger.find_answers(["k"])
+    await grouped.close()

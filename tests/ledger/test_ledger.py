@@ -140,6 +140,21 @@ def test_what_was_refused_for_good_is_not_asked_again(ledger: Ledger) -> None:
     assert ledger.begin(plan("k")) == Admission(None, "refused")
 
 
+@pytest.mark.parametrize("unfit", ["\x00", "\ud800", "\x1b", "\n"], ids=ascii)
+def test_whatever_a_server_says_can_be_stored(ledger: Ledger, unfit: str) -> None:
+    refused = Settlement(begun(ledger, plan("r")), plan("r"), "refused", error=f"bad{unfit}text")
+    reply = REPLY._replace(finish_reason=f"stop{unfit}")
+    ledger.write([refused, Settlement(begun(ledger, plan("a")), plan("a"), "answered", reply, reply.usage)], [])
+    assert ledger.costs(["r"])["r"].last_error == "bad text"
+    assert ledger.find_answers(["a"])["a"].reply.finish_reason == "stop "
+
+
+def test_an_answer_may_hold_a_nul(ledger: Ledger) -> None:
+    reply = REPLY._replace(message={"role": "assistant", "content": "a\x00b"}, text="a\x00b")
+    ledger.settle(Settlement(begun(ledger, plan("a")), plan("a"), "answered", reply, reply.usage))
+    assert ledger.find_answers(["a"])["a"].reply == reply
+
+
 def test_more_keys_than_fit_one_query(ledger: Ledger) -> None:
     keys = [f"k{number}" for number in range(2 * KEYS_A_QUERY + 3)]
     some = [keys[0], *(keys[KEYS_A_QUERY + at] for at in (-1, 0)), *(keys[2 * KEYS_A_QUERY + at] for at in (-1, 0, 2))]
@@ -410,6 +425,16 @@ def test_an_owner_on_another_machine_keeps_its_claim_as_long_as_its_lease(
         connection.execute(text("UPDATE owners SET lease_until = lease_until - 61"))
     assert other.close_orphans() == 1
     assert other.begin(plan("k")).attempt_id is not None
+
+
+def test_two_machines_of_one_name_keep_their_claims_from_each_other(
+    ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(ledger, plan("k"))
+    monkeypatch.setattr("potstill.owner._boot_id", lambda: "another pid:[4026531836]")
+    other = Ledger(url)
+    assert other.close_orphans() == 0
+    assert other.begin(plan("k")) == Admission(None, "claimed")
 
 
 @pytest.mark.parametrize(("query", "level"), [("", 1), ("?synchronous=normal", 1), ("?synchronous=FULL", 2)])

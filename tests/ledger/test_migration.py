@@ -75,7 +75,7 @@ def test_it_is_migrated_once_and_can_be_written_then(path: Path) -> None:
     begun(again, plan("d"))
     with closing(sqlite3.connect(path)) as connection:
         assert {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} == {
-            *("meta", "accounts", "owners", "prices", "batches", "attempts", "answers")
+            *("meta", "accounts", "owners", "prices", "batches", "attempts", "answers", "given_up")
         }
 
 

@@ -1,3 +1,4 @@
+import json
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -257,3 +258,45 @@ async def test_a_host_that_no_name_can_be_is_no_host(host: str) -> None:
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.may_be_billed) == ("run", False)
     assert "check base_url" in attempt.outcome.message
+
+
+@pytest.mark.parametrize(
+    ("told", "cause", "status", "says"),
+    [
+        ({"code": 402, "message": "Insufficient credits"}, "billing", 402, "HTTP 402: Insufficient credits"),
+        ({"code": 401, "message": "No auth credentials found"}, "authorisation", 401, "No auth credentials found"),
+        ({"code": 429, "message": "slow down"}, "rate_limit", 429, "slow down"),
+        ({"code": 400, "message": "maximum context length is 9"}, "request", 400, "shorten it"),
+        ({"code": 503, "message": "No provider is up"}, "transient", 503, "HTTP 503: No provider is up"),
+        ({"code": "insufficient_quota", "message": "quota"}, "billing", 502, "quota"),
+        ({"code": 1234, "message": "odd"}, "transient", 502, "HTTP 502: odd"),
+        ({"code": True, "message": "odd"}, "transient", 502, "odd"),
+        ({"type": "overloaded_error", "message": "Overloaded"}, "transient", 502, "Overloaded"),
+        ("down", "transient", 502, "HTTP 502: down"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("provider", ["openai_compatible", "anthropic"])
+async def test_an_error_that_comes_as_a_200_means_what_its_code_says_and_was_not_billed(
+    teacher: FakeTeacher, provider: str, told: Any, cause: str, status: int, says: str
+) -> None:
+    teacher.fail_next(Fault("hidden", 200, json.dumps({"error": told}).encode(), (("retry-after", "3"),)))
+    async with ChatClient(open_endpoint(provider, teacher.url), timeout_seconds=5) as client:
+        attempt = await ask(client)
+    assert isinstance(attempt.outcome, Failure)
+    assert (attempt.outcome.cause, attempt.http_status, attempt.may_be_billed) == (cause, status, False)
+    assert says in attempt.outcome.message
+    assert attempt.outcome.retry_after_seconds == (3 if cause in {"rate_limit", "transient"} else None)
+
+
+async def test_the_bill_of_an_error_that_comes_as_a_200_is_kept(teacher: FakeTeacher, client: ChatClient) -> None:
+    body = {"error": {"code": 502, "message": "died"}, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    teacher.fail_next(Fault("hidden", 200, json.dumps(body).encode(), usage=(7, 3)))
+    assert (await ask(client)).outcome.usage == Usage(input=7, output=3)
+
+
+async def test_an_answer_beside_an_empty_error_is_an_answer(teacher: FakeTeacher, client: ChatClient) -> None:
+    choice = {"message": {"content": "well"}, "finish_reason": "stop"}
+    body = {"error": None, "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    teacher.fail_next(Fault("whole", 200, json.dumps(body).encode(), usage=(7, 3)))
+    assert isinstance((await ask(client)).outcome, Reply)

@@ -115,6 +115,12 @@ def test_another_refused_prompt_says_what_the_server_said_and_no_more() -> None:
     assert found.message == "HTTP 400: tools: f is no name"
 
 
+def test_what_a_terminal_obeys_or_a_database_refuses_is_in_no_message() -> None:
+    said = "\x1b[2Jbad\u0000\ud800text\r\nin two lines\u0085"
+    found = PROVIDERS["openai"].read_error(400, openai_error("invalid_value", said), {})
+    assert found.message == "HTTP 400: [2Jbad text in two lines"
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

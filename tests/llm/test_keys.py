@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 
 from potstill.errors import NotAuthorisedError, UsageError
@@ -112,6 +114,26 @@ def test_an_address_is_checked_without_a_key_too() -> None:
         find_key(None, "https://user:pw@llm.example/v1")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:pw-5@llm.example/v1",
+        "https://me:pw-5/x@llm.example",
+        "https://me:pw-5//x@llm.example",
+        "me:pw-5@llm.example",
+        "https:/me:pw-5@llm.example",
+        "ftp://me:a@pw-5@llm.example",
+    ],
+)
+@pytest.mark.parametrize(
+    "check", [lambda url: find_key(None, url), is_loopback, lambda url: find_block_key("b", url, read)]
+)
+def test_no_message_holds_what_stands_before_the_host_of_an_address(check: Callable[[str], object], url: str) -> None:
+    with pytest.raises(UsageError, match=r"…@llm\.example.*give an address such as") as caught:
+        check(url)
+    assert "pw-5" not in str(caught.value)
+
+
 HOST = "https://llm.example/v1"
 
 
@@ -155,7 +177,7 @@ def test_a_pair_for_a_block_is_none_for_a_variable(monkeypatch: pytest.MonkeyPat
 
 def test_outside_of_a_flow_nothing_reads_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:mine=llm.example")
-    with pytest.raises(NotAuthorisedError, match="read by the flow only: here, name a variable"):
+    with pytest.raises(NotAuthorisedError, match=r"read by the flow only: here, name a variable.* --set"):
         find_block_key("mine", HOST, None)
 
 

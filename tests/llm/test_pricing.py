@@ -1,10 +1,13 @@
+from datetime import UTC, datetime, time
 from decimal import Decimal
 
+import genai_prices
 import pytest
 from genai_prices.data_snapshot import get_snapshot
 
 from potstill.errors import UnknownPriceError
-from potstill.llm.pricing import Rates, find_rates
+from potstill.llm import pricing
+from potstill.llm.pricing import Processing, Rates, find_rates
 from potstill.recipe import Price
 from potstill.records import Usage
 
@@ -57,6 +60,22 @@ def test_anthropic_asks_more_for_what_it_puts_into_its_cache() -> None:
     assert rates.cache_write is not None
     assert rates.cached_input < rates.input < rates.cache_write
     assert rates.cost(Usage(input=1_000_000, cache_write=1_000_000)) == rates.cache_write
+
+
+@pytest.mark.parametrize("processing", ["online", "batch"])
+def test_under_a_given_price_too_anthropic_asks_a_quarter_more_for_what_it_puts_into_its_cache(
+    processing: Processing,
+) -> None:
+    here = ("claude-haiku-4-5", "https://api.anthropic.com/v1")
+    listed = find_rates("anthropic", *here, None)
+    price = Price(input_per_million=listed.input, output_per_million=listed.output)
+    given = find_rates("anthropic", *here, price, processing)
+    written = Usage(input=1_000_000, cache_write=1_000_000)
+    assert given.cost(written) == find_rates("anthropic", *here, None, processing).cost(written)
+    assert given.cost(written) <= given.upper_bound(1_000_000, 1)
+    read = Usage(input=1_000_000, cached_input=1_000_000)
+    assert given.cost(read) == given.cost(Usage(input=1_000_000)) == given.input
+    assert find_rates("openai_compatible", *here, price).cost(written) == listed.input
 
 
 def test_anthropic_behind_another_host_has_no_price_of_anthropic() -> None:
@@ -116,6 +135,28 @@ def test_no_answer_costs_more_than_its_upper_bound(model: str) -> None:
     for size, cached, output in [(10, 0, 1), (1000, 1000, 64), (500_000, 0, 4096)]:
         usage = Usage(input=size, cached_input=cached, output=output)
         assert rates.cost(usage) <= rates.upper_bound(size, output)
+
+
+DEEPSEEK = ("openai_compatible", "deepseek-v4-pro", "https://api.deepseek.com/v1", None)
+
+
+def test_where_the_price_hangs_on_the_time_of_day_the_bound_takes_the_dearest_and_the_cost_the_right_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage = Usage(input=1000, cached_input=400, output=1000)
+    counted = genai_prices.Usage(input_tokens=1000, cache_read_tokens=400, output_tokens=1000)
+    rates = find_rates(*DEEPSEEK)
+    today, costs = datetime.now(UTC), set()
+    for hour in range(24):
+        moment = datetime.combine(today, time(hour, 30), UTC)
+        monkeypatch.setattr(pricing, "_now", moment.timetz)
+        listed = genai_prices.calc_price(
+            counted, "deepseek-v4-pro", provider_id="deepseek", genai_request_timestamp=moment
+        )
+        assert rates.cost(usage) == listed.total_price <= rates.upper_bound(1000, 1000)
+        costs.add(rates.cost(usage))
+    assert len(costs) == 2
+    assert Rates.from_snapshot(rates.snapshot()).cost(usage) == max(costs)
 
 
 def test_a_price_of_a_request_is_part_of_the_cost_and_of_the_bound() -> None:

@@ -116,6 +116,16 @@ def test_an_answer_of_a_batch_is_an_answer_online_too_and_the_other_way_round(
     assert not teacher.billed_twice()
 
 
+def test_a_prompt_that_only_gets_empty_answers_is_put_aside_and_not_paid_for_again(
+    planned: Callable[..., TeachPlan], ledger: Ledger, teacher: BatchTeacher
+) -> None:
+    teacher.outcomes = {"#0002": EMPTY}
+    report = ask(planned(4), ledger)
+    assert (report.answered, report.refused, report.unanswered) == (3, 1, 0)
+    assert [len(batch.requests) for batch in teacher.batches.values()] == [4, 1, 1, 1]
+    assert (ask(planned(4), ledger).refused, len(teacher.batches)) == (1, 4)
+
+
 @pytest.mark.parametrize("word", ["handing in", "the provider says", "collected"])
 def test_whoever_dies_is_followed_by_one_who_pays_nothing_twice(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch, word: str

@@ -26,6 +26,7 @@ KEYS = [
     "completion",
     "message",
     "finish_reason",
+    "choice_score",
     "usage",
     "cost_usd",
     "teacher",

@@ -11,7 +11,7 @@ from potstill.artifacts import ArtifactStore
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
 from potstill.recipe import Task
-from potstill.records import Completion, read_parquet
+from potstill.records import Completion, best_samples, read_parquet
 from potstill.teacher.collect import collect
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
@@ -112,10 +112,10 @@ def test_the_sample_that_most_agree_with_is_trained_on(ledger: Ledger, tmp_path:
         plan = planned(teacher, 2, samples=5, choose="majority", concurrency=1)
         ask(plan, ledger)
     found = completions(plan, ledger, tmp_path)
-    assert sorted((row.completion, row.agreeing) for row in found["0"] if row.quarantine is None) == [
+    assert sorted((row.completion, row.choice_score) for row in found["0"] if row.quarantine is None) == [
         *((" no", 2), ("no", 2), ("yes", 1))
     ]
-    assert [row.agreeing for row in found["1"]] == [5] * 5
+    assert [row.choice_score for row in found["1"]] == [5] * 5
 
 
 def test_the_first_usable_one_is_trained_on_where_nothing_else_is_said(
@@ -123,4 +123,19 @@ def test_the_first_usable_one_is_trained_on_where_nothing_else_is_said(
 ) -> None:
     plan = planned(teacher, samples=3)
     ask(plan, ledger)
-    assert {row.agreeing for rows in completions(plan, ledger, tmp_path).values() for row in rows} == {1}
+    assert {row.choice_score for rows in completions(plan, ledger, tmp_path).values() for row in rows} == {0}
+
+
+def test_the_sample_that_the_scorer_prefers_is_trained_on(ledger: Ledger, tmp_path: Path) -> None:
+    moody = Moody(**{"0000": ["yes", "yes", "no", "maybe"], "0001": ["yes", "no", "no", "no"]})
+    rows = numbered_rows(2)
+    with_reference = rows[0].prompt.model_copy(update={"reference": "no"})
+    with FakeTeacher(answer=moody) as teacher:
+        asked = make_teacher(teacher.url, samples=4, choose="scorer", concurrency=1)
+        plan = make_plan(ListedRows([rows[0]._replace(prompt=with_reference), rows[1]]), asked, TASK)
+        ask(plan, ledger)
+    found = completions(plan, ledger, tmp_path)
+    best = best_samples(row for rows in found.values() for row in rows)
+    assert [best[rows[0].prompt_id].completion for rows in found.values()] == ["no", "no"]
+    by_reference = sorted((row.completion, row.choice_score) for row in found["0"])
+    assert by_reference == [("maybe", 0), ("no", 1), ("yes", 0), ("yes", 0)], "most do not agree with it"

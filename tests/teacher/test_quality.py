@@ -5,7 +5,7 @@ import pytest
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
 from potstill.records import Usage
-from potstill.teacher.quality import count_agreeing, quarantine_reason
+from potstill.teacher.quality import quarantine_reason
 
 CLASSIFY = Task(kind="classification", labels=("spam", "ham"))
 EXTRACT = Task(kind="extraction")
@@ -38,6 +38,13 @@ def test_a_good_answer_may_be_used(answer: Reply, task: Task | None) -> None:
         (reply("", "content_filter"), None, "refused by a content filter"),
         (reply("", refusal="I cannot"), None, "refusal"),
         (reply("spam", refusal="I cannot"), CLASSIFY, "refusal"),
+        (reply("I will", "content_filter", refusal="cyber"), None, "refusal"),
+        (reply("spam", "error"), CLASSIFY, "unfinished: error"),
+        (reply('{"total": 3}', "abort"), EXTRACT, "unfinished: abort"),
+        (reply("half an", "pause_turn"), None, "unfinished: pause_turn"),
+        (reply("half an", "insufficient_system_resource"), None, "unfinished: insufficient_system_resource"),
+        (reply("", "error", tool_calls=[{"id": "1"}]), None, "unfinished: error"),
+        (reply("half an", "x" * 90), None, "unfinished: " + "x" * 40),
         (reply(" \n"), None, "empty"),
         (reply("Spam"), CLASSIFY, "not a label: Spam"),
         (reply("spam."), CLASSIFY, "not a label: spam."),
@@ -51,6 +58,11 @@ def test_a_good_answer_may_be_used(answer: Reply, task: Task | None) -> None:
 )
 def test_what_must_not_be_trained_on_says_why(answer: Reply, task: Task | None, reason: str) -> None:
     assert quarantine_reason(answer, task) == reason
+
+
+@pytest.mark.parametrize("reason", ["stop", "STOP", "tool_calls", "function_call", "unknown", "eos", "end_turn"])
+def test_an_answer_that_came_to_its_end_may_be_used_whatever_the_server_calls_that(reason: str) -> None:
+    assert quarantine_reason(reply("spam", reason), CLASSIFY) is None
 
 
 SCHEMA = {
@@ -75,6 +87,6 @@ def test_an_answer_follows_the_schema_that_was_asked_for(text: str, reason: str 
     assert quarantine_reason(reply(text), task, SCHEMA) == reason
 
 
-def test_answers_agree_where_they_mean_the_same() -> None:
-    texts = ["yes", " yes\n", "no", '{"a": 1, "b": [2]}', '{"b":[2],"a":1}', '{"a": 1}']
-    assert count_agreeing(texts) == [2, 2, 1, 2, 2, 1]
+def test_an_answer_that_is_nested_too_deeply_for_its_schema_is_kept_out_and_ends_nothing() -> None:
+    deep = {"$ref": "#/$defs/list", "$defs": {"list": {"type": "array", "items": {"$ref": "#/$defs/list"}}}}
+    assert quarantine_reason(reply("[" * 900 + "]" * 900), None, deep) == "not as the schema says: nested too deeply"

@@ -1,5 +1,5 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from potstill.recipe import Recipe
 from potstill.records import Prompt, write_parquet
 from potstill.teacher.plan import TeachPlan, make_plan, split_batches
 from potstill.teacher.rows import ListedRows
-from potstill.teacher.sharing import plan_of, shared_session
+from potstill.teacher.sharing import begin_sessions, plan_of, shared_session, stop_sessions
 from tests.fake_teacher import UNAUTHORISED, FakeTeacher, make_teacher, numbered_rows
 
 
@@ -82,6 +82,20 @@ def test_a_session_that_was_stopped_is_not_kept_for_the_next_run(teacher: FakeTe
     with pytest.raises(NotAuthorisedError), shared_session(plan, ledger, NO_CAPS) as session:
         session.answer()
     teacher.behaviour = None
+    with shared_session(plan, ledger, NO_CAPS) as session:
+        assert session.answer().answered == 24
+
+
+def test_an_interrupt_stops_what_waits_for_a_thread_too_and_a_new_run_in_the_same_process_teaches(
+    teacher: FakeTeacher, ledger: Ledger
+) -> None:
+    plan = planned(teacher)
+    with shared_session(plan, ledger, NO_CAPS):
+        stop_sessions()
+    with pytest.raises(CancelledError, match="the run is being interrupted"), shared_session(plan, ledger, NO_CAPS):
+        pass
+    assert teacher.requests == []
+    begin_sessions()
     with shared_session(plan, ledger, NO_CAPS) as session:
         assert session.answer().answered == 24
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, PotstillError, TransientTeacherError
 from potstill.llm.providers.base import Failure
 from potstill.llm.providers.headers import read_retry_after
+from potstill.texts import one_line
 
 LONGEST_QUOTE = 200
 LONGEST_WAIT_SECONDS = 300.0
@@ -70,6 +71,18 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
     return Failure("request", message + _remedy(status, said))
 
 
+def hidden_status(body: Any) -> int | None:
+    """The status that an HTTP 200 should have had: OpenRouter and other gateways send the errors of those behind them so.
+
+    None where it tells of no error.
+    """
+    error = body.get("error") if isinstance(body, dict) else None
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
 def _remedy(status: int, said: Said) -> str:
     """What a user may do about one refused prompt, where that is known."""
     if status == 413 or _CONTEXT.search(said.words):
@@ -97,7 +110,7 @@ def _read(body: Any) -> Said:
     error = inner if isinstance(inner, dict) else {"message": inner}
     details = error.get("details")
     found = (error.get("code"), error.get("type"), details.get("error_code") if isinstance(details, dict) else None)
-    message = str(error.get("message") or "").strip()[:LONGEST_QUOTE].rstrip(".")
+    message = one_line(str(error.get("message") or "").strip()[:LONGEST_QUOTE]).strip().rstrip(".")
     return Said(message, frozenset(code for code in found if isinstance(code, str)))
 
 

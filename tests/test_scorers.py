@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.evaluation.scorers import SCORERS, Score, exact_match, score
 from potstill.recipe import Task
 from potstill.records import Completion, Usage
+from potstill.scorers import SCORERS, Score, exact_match, score
 
 LIBRARIES = Task(kind="classification", labels=("django", "pandas", "scikit-learn"))
 EXTRACTION = Task(kind="extraction")

@@ -1,0 +1,81 @@
+"""What a batch asks for, and what becomes of one whose creation nobody confirmed."""
+
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from potstill.errors import TransientTeacherError
+from potstill.ledger import Ledger
+from potstill.ledger.entries import NO_CAPS
+from potstill.llm.pricing import Rates
+from potstill.llm.retrying import RetryPolicy
+from potstill.teacher.outcome import BatchReport
+from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.rows import ListedRows
+from potstill.teacher.session import TeacherSession
+from potstill.teacher.watching import LOOKS
+from tests.batch_teacher import BatchTeacher, refuse
+from tests.fake_teacher import make_teacher, numbered_rows
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Ledger:
+    return Ledger(ledger_url)
+
+
+@pytest.fixture
+def teacher() -> Iterator[BatchTeacher]:
+    with BatchTeacher() as teacher:
+        yield teacher
+
+
+def planned(teacher: BatchTeacher, **fields: Any) -> TeachPlan:
+    given = {"provider": "anthropic", "batch_poll_seconds": 0.02, "mode": "batch", **fields}
+    return make_plan(ListedRows(numbered_rows(5)), make_teacher(teacher.url, **given), None)
+
+
+def ask(plan: TeachPlan, ledger: Ledger, say: Callable[[str], None] | None = None) -> BatchReport:
+    with TeacherSession(plan, ledger, NO_CAPS, RetryPolicy(2, 0.001, 0.01, refusals=0)) as session:
+        return session.answer_in_batches(say=say)
+
+
+@pytest.mark.parametrize(("is_wanted", "marks"), [(True, 4), (False, 0)])
+def test_a_long_shared_beginning_asks_for_the_prompt_cache_within_the_bound(
+    ledger: Ledger, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch, is_wanted: bool, marks: int
+) -> None:
+    rates = Rates(Decimal("1.5"), Decimal("0.15"), Decimal("7.5"), "list, batch", cache_write=Decimal("1.875"))
+    monkeypatch.setattr("potstill.teacher.session.rates_of", lambda *_: rates)
+    plan = planned(teacher, instructions="Be brief. " * 500, prompt_caching=is_wanted)
+    reserved: list[Decimal] = []
+    report = ask(plan, ledger, lambda _: reserved.append(ledger.account(plan.run).reserved_usd))
+    (batch,) = teacher.batches.values()
+    system = [body["system"][0] for _, body in batch.requests]
+    assert sum("cache_control" in block for block in system) == marks, "the first has nothing to gain"
+    sent = [(len(json.dumps(body)), body["max_tokens"]) for _, body in batch.requests]
+    assert reserved[0] >= sum(rates.upper_bound(*one) for one in sent)
+    assert report.answered == 5
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai_compatible"])
+def test_a_creation_that_was_refused_for_now_is_looked_for_before_it_is_handed_in_anew(
+    ledger: Ledger, teacher: BatchTeacher, provider: str
+) -> None:
+    plan = planned(teacher, provider=provider)
+    teacher.fail_next("create", refuse(429), refuse(429))
+    with pytest.raises(TransientTeacherError):
+        ask(plan, ledger)
+    (left,) = ledger.open_batches(provider, teacher.url)
+    assert (left.status, left.batch_id, teacher.batches) == ("submitting", None, {})
+    assert ledger.account(plan.run).reserved_usd > 0, "it may be there after all"
+    teacher.calls.clear()
+    said: list[str] = []
+    assert ask(plan, ledger, said.append).answered == 5
+    operations = teacher.operations()
+    assert operations[: operations.index("create")].count("list") >= LOOKS
+    assert f"batch {left.token} never reached the provider" in said
+    assert [len(batch.requests) for batch in teacher.batches.values()] == [5]
+    assert not teacher.billed_twice()
+    assert ledger.account(plan.run).reserved_usd == 0

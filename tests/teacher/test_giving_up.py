@@ -1,0 +1,148 @@
+"""One prompt that never gets a usable answer stops no run; an endpoint that gives none stops it, and keeps all prompts."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.artifacts import ArtifactStore
+from potstill.errors import TransientTeacherError
+from potstill.ledger import AttemptPlan, Ledger, Settlement
+from potstill.ledger.entries import NO_CAPS
+from potstill.llm.messages import Reply
+from potstill.llm.retrying import RetryPolicy
+from potstill.records import Completion, Usage, read_parquet
+from potstill.teacher.collect import collect
+from potstill.teacher.outcome import BatchReport
+from potstill.teacher.plan import TeachPlan, make_plan
+from potstill.teacher.rows import ListedRows
+from potstill.teacher.session import TeacherSession
+from tests.fake_teacher import (
+    EMPTY,
+    SERVER_ERROR,
+    WITHOUT_USAGE,
+    Asked,
+    FakeTeacher,
+    Fault,
+    make_teacher,
+    numbered_rows,
+)
+
+POLICY = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
+BAD = "#0004"
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Ledger:
+    return Ledger(ledger_url)
+
+
+def bad_one(fault: Fault) -> Callable[[Asked], Fault | None]:
+    return lambda asked: fault if asked.mark == BAD else None
+
+
+def planned(url: str, count: int = 8) -> TeachPlan:
+    return make_plan(ListedRows(numbered_rows(count)), make_teacher(url, concurrency=2), None)
+
+
+def ask(plan: TeachPlan, ledger: Ledger, policy: RetryPolicy = POLICY) -> BatchReport:
+    with TeacherSession(plan, ledger, NO_CAPS, policy) as session:
+        return session.answer()
+
+
+def kept_from_training(plan: TeachPlan, ledger: Ledger, directory: Path) -> list[str]:
+    store = ArtifactStore(directory / "store")
+    rows = list(read_parquet(store.path(collect(plan, ledger, store)) / "completions.parquet", Completion))
+    assert len(rows) == len(plan.rows)
+    return [row.quarantine for row in rows if row.quarantine]
+
+
+def test_a_prompt_that_only_gets_empty_answers_is_put_aside_and_not_paid_for_again(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    with FakeTeacher(bad_one(EMPTY)) as teacher:
+        plan = planned(teacher.url)
+        report = ask(plan, ledger)
+        assert (report.answered, report.refused, report.unanswered) == (7, 1, 0)
+        assert teacher.marks().count(BAD) == POLICY.attempts
+        again = ask(plan, ledger)
+        assert (again.attempts, again.refused) == (0, 1)
+    assert kept_from_training(plan, ledger, tmp_path) == ["empty"]
+
+
+@pytest.mark.parametrize("fault", [SERVER_ERROR, WITHOUT_USAGE], ids=lambda fault: fault.name)
+def test_one_that_fails_in_another_way_is_left_for_two_more_runs(ledger: Ledger, tmp_path: Path, fault: Fault) -> None:
+    with FakeTeacher(bad_one(fault)) as teacher:
+        plan = planned(teacher.url)
+        assert ask(plan, ledger).unanswered == 1
+        with suppress(TransientTeacherError):  # nothing else is missing, and the endpoint may be down
+            ask(plan, ledger)
+        assert ask(plan, ledger).refused == 1
+        assert ask(plan, ledger).attempts == 0
+        assert teacher.marks().count(BAD) == 9
+    (reason,) = kept_from_training(plan, ledger, tmp_path)
+    assert reason.startswith("error: 9 attempts: ")
+
+
+def test_an_endpoint_that_gives_nothing_usable_loses_no_prompt(ledger: Ledger, tmp_path: Path) -> None:
+    with FakeTeacher(lambda asked: EMPTY) as teacher:
+        plan = planned(teacher.url)
+        for _ in range(4):
+            with pytest.raises(TransientTeacherError):
+                ask(plan, ledger)
+        teacher.behaviour = None
+        assert ask(plan, ledger).answered == 8
+    assert kept_from_training(plan, ledger, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("attempt", "is_given_up"),
+    [
+        ({"status": "failed", "http_status": 500, "error": "HTTP 500"}, True),
+        ({"status": "failed", "http_status": 429, "error": "HTTP 429"}, False),
+        ({"status": "failed", "error": "cancelled before it was sent"}, False),
+        ({"status": "unknown", "error": "cancelled"}, False),
+    ],
+)
+def test_a_refusal_of_the_pace_and_what_was_cancelled_say_nothing_of_the_prompt(
+    ledger: Ledger, attempt: dict[str, Any], *, is_given_up: bool
+) -> None:
+    plan = planned("http://127.0.0.1:1/v1", 2)
+    bad, good = (
+        AttemptPlan(answer.key, "p", "run", "teach", "openai_compatible", "m", Decimal(1), plan.rates)
+        for answer in plan.answers()
+    )
+    for _ in range(9):
+        ledger.settle(Settlement(begun(ledger, bad), bad, **attempt))
+    reply = Reply({"role": "assistant", "content": "yes"}, "yes", "stop", Usage(input=1, output=1))
+    ledger.settle(Settlement(begun(ledger, good), good, "answered", reply, reply.usage, 200))
+    assert ledger.give_up(bad.answer_key, "HTTP 500", 3) is is_given_up
+    assert ledger.look_up([bad.answer_key]).refused == ({bad.answer_key} if is_given_up else set())
+    assert ledger.begin(bad).why_not == ("refused" if is_given_up else None)
+
+
+def begun(ledger: Ledger, plan: AttemptPlan) -> int:
+    attempt_id = ledger.begin(plan).attempt_id
+    assert attempt_id is not None
+    return attempt_id
+
+
+def test_a_provider_that_goes_down_stops_the_run_and_the_next_one_goes_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.llm.breaker.LASTING_SECONDS", 0.2)
+    patient = POLICY._replace(attempts=60)
+    with FakeTeacher(lambda asked: SERVER_ERROR if asked.number >= 20 else None) as teacher:
+        plan = planned(teacher.url, 100)
+        with pytest.raises(
+            TransientTeacherError, match=r"attempts failed, for \d+ s: run the same again when it is up"
+        ):
+            ask(plan, ledger, patient)
+        standing = ledger.look_up(answer.key for answer in plan.answers())
+        assert (len(standing.missing), standing.refused) == (80, set())
+        teacher.behaviour = None
+        report = ask(plan, ledger)
+    assert (report.found, report.answered) == (20, 80)
