@@ -22,11 +22,11 @@ from potstill.llm.batches.base import BatchProtocol, custom_id
 from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import ChatRequest
 from potstill.llm.providers import PROVIDERS
-from potstill.llm.retrying import RetryPolicy
-from tests.fake_teacher import MARK
+from tests.fake_teacher import MARK, QUICK
 from tests.scripted_server import ScriptedHandler, ScriptedServer, wait_until
 
-QUICK = RetryPolicy(attempts=4, first_wait_seconds=0.001, longest_wait_seconds=0.01)
+PATIENT = QUICK._replace(attempts=4)
+"""When a call of `opened` is made again."""
 DAY = 24 * 3600
 CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -585,7 +585,7 @@ async def opened(
         pass
 
     endpoint = open_endpoint(provider, teacher.url, **options)
-    async with open_batches(endpoint, timeout_seconds=timeout_seconds, policy=QUICK, sleep=at_once) as batches:
+    async with open_batches(endpoint, timeout_seconds=timeout_seconds, policy=PATIENT, sleep=at_once) as batches:
         yield batches
 
 

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from potstill.llm.retrying import RetryPolicy
 from potstill.recipe import Price, Teacher
 from potstill.records import Prompt
 from potstill.teacher.rows import InputRow
 from tests.scripted_server import ScriptedHandler, ScriptedServer, wait_until
 
 PRICE = Price(input_per_million=Decimal("2.5"), output_per_million=Decimal(10))
+QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 MARK = re.compile(r"#\d+")
 
 

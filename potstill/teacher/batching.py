@@ -12,14 +12,14 @@ from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTea
 from potstill.ledger import AttemptPlan, Caps, Ledger
 from potstill.ledger.entries import Settlement
 from potstill.llm.batches.base import BatchProtocol, Limits, TooLarge, custom_id, split
-from potstill.llm.messages import ChatRequest, SharedPrefixes, hidden_tokens, shared_prefix
+from potstill.llm.messages import ChatRequest, SharedPrefixes, shared_prefix
 from potstill.llm.pricing import Rates
 from potstill.llm.providers import PROVIDERS, base_url_of
 from potstill.teacher.budget import describe_cap
 from potstill.teacher.collecting import close_token
 from potstill.teacher.mending import in_order
 from potstill.teacher.outcome import BatchReport, Step, Tally
-from potstill.teacher.plan import PlannedAnswer, TeachPlan
+from potstill.teacher.plan import TeachPlan
 from potstill.teacher.watching import BatchWatch
 
 ROUNDS = 4
@@ -155,7 +155,7 @@ class BatchAsker:
             wanted = {answer.key: answer for answer in chunk if answer.key in standing.missing}
             for answer in wanted.values():
                 size = self._size(answer.request)
-                yield _Item(self._attempt_plan(answer, size), size)
+                yield _Item(self._plan.attempt(answer, size, self._rates), size)
             if is_first:
                 refused = sum(answer.key in standing.refused for answer in chunk)
                 self._tally.counts.update(refused=refused, found=len(chunk) - len(wanted) - refused)
@@ -176,19 +176,6 @@ class BatchAsker:
         """Bytes in a batch at most: whether it asks for the prompt cache is known only when it is written."""
         may_ask = self._plan.teacher.prompt_caching and shared_prefix(request) is not None
         return self._protocol.size(self._provider.body(request, cache_prefix=may_ask))
-
-    def _attempt_plan(self, answer: PlannedAnswer, size: int) -> AttemptPlan:
-        return AttemptPlan(
-            answer_key=answer.key,
-            prompt_id=answer.prompt.prompt_id,
-            run=self._plan.run,
-            purpose="teach",
-            provider=self._provider.name,
-            model=answer.request.model,
-            bound_usd=self._rates.upper_bound(size, answer.request.max_tokens, hidden_tokens(answer.request)),
-            rates=self._rates,
-            month=self._plan.month(),
-        )
 
     def _refuse(self, large: TooLarge[_Item]) -> None:
         admission = self._ledger.begin(large.item.plan)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from potstill.artifacts import StageKey
 from potstill.fingerprint import fingerprint
-from potstill.llm.messages import ChatRequest, schema_format, with_instructions
+from potstill.ledger.entries import AttemptPlan, Purpose
+from potstill.llm.messages import ChatRequest, hidden_tokens, schema_format, with_instructions
 from potstill.llm.pricing import Processing, Rates, find_rates
 from potstill.llm.providers import base_url_of
 from potstill.recipe import Task, Teacher
@@ -83,6 +84,21 @@ class TeachPlan(NamedTuple):
         if times_truncated:
             request = request.model_copy(update={"max_tokens": request.max_tokens * 2**times_truncated})
         return PlannedAnswer(row_id, prompt, index, request, request.answer_key(index))
+
+    def attempt(self, answer: PlannedAnswer, num_bytes: int, rates: Rates, purpose: Purpose = "teach") -> AttemptPlan:
+        """What the ledger keeps of one request for an answer, whose body takes so many bytes at most."""
+        request = answer.request
+        return AttemptPlan(
+            answer_key=answer.key,
+            prompt_id=answer.prompt.prompt_id,
+            run=self.run,
+            purpose=purpose,
+            provider=self.teacher.provider,
+            model=request.model,
+            bound_usd=rates.upper_bound(num_bytes, request.max_tokens, hidden_tokens(request)),
+            rates=rates,
+            month=self.month(),
+        )
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[list[PlannedAnswer]]:
         """The same in lists of `CHUNK_ROWS` rows."""

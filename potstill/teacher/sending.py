@@ -10,7 +10,7 @@ from potstill.ledger.grouping import GroupedLedger
 from potstill.llm.breaker import Breaker
 from potstill.llm.client import Attempt, ChatClient
 from potstill.llm.limiter import Cost, Limiter, Ticket
-from potstill.llm.messages import ChatRequest, Reply, SharedPrefixes, hidden_tokens
+from potstill.llm.messages import ChatRequest, Reply, SharedPrefixes
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.providers.errors import error_for_the_run
 from potstill.llm.retrying import UnansweredError
@@ -47,7 +47,6 @@ class Sender:
         clock: Callable[[], float],
     ) -> None:
         self._plan = plan
-        self._run = plan.run
         self._ledger = ledger
         self._client = client
         self._caps = caps
@@ -69,7 +68,7 @@ class Sender:
         self._stop.check()
         body = self._encode(answer.request)
         ticket = await self._limiter.acquire(Cost(len(body) // BYTES_A_TOKEN, answer.request.max_tokens))
-        plan = self._attempt_plan(answer, len(body))
+        plan = self._plan.attempt(answer, len(body), self._plan.rates, self._purpose)
         try:
             admission = await self._reserve(plan)
         except BaseException:
@@ -115,19 +114,6 @@ class Sender:
         )
         if attempt is not None and (failure is None or failure.cause in {"transient", "request"}):
             self._breaker.record(failure is None or failure.cause == "request")
-
-    def _attempt_plan(self, answer: PlannedAnswer, num_bytes: int) -> AttemptPlan:
-        return AttemptPlan(
-            answer_key=answer.key,
-            prompt_id=answer.prompt.prompt_id,
-            run=self._run,
-            purpose=self._purpose,
-            provider=self._client.provider.name,
-            model=answer.request.model,
-            bound_usd=self._plan.rates.upper_bound(num_bytes, answer.request.max_tokens, hidden_tokens(answer.request)),
-            rates=self._plan.rates,
-            month=self._plan.month(),
-        )
 
     async def _reserve(self, plan: AttemptPlan) -> Admission:
         """The attempt's row, once the caps admit it; while requests are in flight, one of them may make room."""

@@ -22,6 +22,7 @@ from tests.fake_teacher import (
     HANG,
     MALFORMED,
     NOT_FOUND,
+    QUICK,
     QUOTA,
     RATE_LIMITED,
     RESET,
@@ -39,7 +40,6 @@ from tests.fake_teacher import (
 )
 
 pytestmark = pytest.mark.usefixtures("hurried")
-QUICK = RetryPolicy(attempts=6, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 
 
 def planned(teacher: FakeTeacher, rows: list[InputRow], **fields: Any) -> TeachPlan:

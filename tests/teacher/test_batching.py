@@ -14,21 +14,36 @@ from potstill.ledger.spend import add_up
 from potstill.llm.batches.base import BatchResult, custom_id
 from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
-from potstill.llm.retrying import RetryPolicy
 from potstill.records import Usage
 from potstill.teacher.collecting import close_batch, close_token
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.batch_teacher import BAD_LINE, DROP_AFTER, EMPTY, BatchTeacher, cut, error, refuse
-from tests.fake_teacher import PRICE, make_teacher, numbered_rows, row
+from tests.fake_teacher import PRICE, QUICK, make_teacher, numbered_rows, row
 
 RATES = Rates(Decimal("2.5"), Decimal("1.25"), Decimal(10), "given")
-QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 
 
 class Died(BaseException):
     """The process ends here: nothing of it runs any more."""
+
+
+class NeverAdopts(Ledger):
+    """Its process dies before it has stored the id of a batch."""
+
+    def adopt_batch(self, token: str, batch_id: str) -> None:
+        raise Died
+
+
+def dying_at(word: str) -> Callable[[str], None]:
+    """A process that dies as it says this."""
+
+    def die(said: str) -> None:
+        if word in said:
+            raise Died
+
+    return die
 
 
 @pytest.fixture
@@ -117,13 +132,9 @@ def test_whoever_dies_is_followed_by_one_who_pays_nothing_twice(
 ) -> None:
     teacher.polls = 1
 
-    def die(said: str) -> None:
-        if word in said:
-            raise Died
-
     plan = planned()
     with pytest.raises(Died):
-        ask(plan, Ledger(url), say=die)
+        ask(plan, Ledger(url), say=dying_at(word))
     monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
     ledger = Ledger(url)
     report = ask(plan, ledger)
@@ -137,13 +148,9 @@ def test_whoever_dies_is_followed_by_one_who_pays_nothing_twice(
 def test_a_batch_whose_id_was_never_stored_is_found_again(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dying(Ledger):
-        def adopt_batch(self, token: str, batch_id: str) -> None:
-            raise Died
-
     plan = planned()
     with pytest.raises(Died):
-        ask(plan, Dying(url))
+        ask(plan, NeverAdopts(url))
     assert len(teacher.batches) == 1
     monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
     ledger = Ledger(url)
@@ -175,13 +182,9 @@ def test_a_batch_that_never_reached_the_provider_is_handed_in_again(
 def test_a_list_that_lags_behind_hides_no_batch(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dying(Ledger):
-        def adopt_batch(self, token: str, batch_id: str) -> None:
-            raise Died
-
     plan = planned()
     with pytest.raises(Died):
-        ask(plan, Dying(url))
+        ask(plan, NeverAdopts(url))
     monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
     teacher.late_lists = 2
     ask(plan, Ledger(url))
@@ -192,15 +195,11 @@ def test_a_list_that_lags_behind_hides_no_batch(
 def test_a_batch_that_the_provider_has_forgotten_counts_at_its_bound_and_is_asked_again(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(said: str) -> None:
-        if "the provider says" in said:
-            raise Died
-
     monkeypatch.setattr("potstill.teacher.watching.PATIENCE_SECONDS", 0.05)
     teacher.polls = 3
     plan = planned()
     with pytest.raises(Died):
-        ask(plan, Ledger(url), say=die)
+        ask(plan, Ledger(url), say=dying_at("the provider says"))
     monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
     teacher.batches.clear()
     ledger, said = Ledger(url), []
@@ -214,13 +213,9 @@ def test_a_batch_that_the_provider_has_forgotten_counts_at_its_bound_and_is_aske
 def test_nobody_waits_for_a_batch_that_holds_nothing_of_theirs(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher
 ) -> None:
-    def die(said: str) -> None:
-        if "the provider says" in said:
-            raise Died
-
     teacher.polls = 10**6
     with pytest.raises(Died):
-        ask(planned(3), Ledger(url), say=die)
+        ask(planned(3), Ledger(url), say=dying_at("the provider says"))
     teacher.polls = 0
     other = make_plan(ListedRows(numbered_rows(3, first=100)), planned(3).teacher, None)
     with TeacherSession(other, Ledger(url), NO_CAPS, QUICK) as session:
@@ -384,14 +379,10 @@ def test_two_who_want_the_same_hand_it_in_once(
 def test_who_asks_online_waits_for_a_batch_that_holds_the_same(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(said: str) -> None:
-        if "the provider says" in said:
-            raise Died
-
     teacher.polls = 3
     plan = planned()
     with pytest.raises(Died):
-        ask(plan, Ledger(url), say=die)
+        ask(plan, Ledger(url), say=dying_at("the provider says"))
     monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
     with TeacherSession(plan, Ledger(url), NO_CAPS, QUICK) as session:
         session.collect_batches()

@@ -10,16 +10,14 @@ from potstill.artifacts import ArtifactStore
 from potstill.errors import TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
-from potstill.llm.retrying import RetryPolicy
 from potstill.recipe import Task
 from potstill.records import Completion, read_parquet
 from potstill.teacher.collect import collect, read_summary
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import InputRow, ListedRows
 from potstill.teacher.session import TeacherSession
-from tests.fake_teacher import BAD_REQUEST, EMPTY, RESET, FakeTeacher, make_teacher, row
+from tests.fake_teacher import BAD_REQUEST, EMPTY, QUICK, RESET, FakeTeacher, make_teacher, row
 
-QUICK = RetryPolicy(attempts=4, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 KEYS = [
     "id",
     "prompt_id",

@@ -10,7 +10,6 @@ import pytest
 from potstill.artifacts import ArtifactStore
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
-from potstill.llm.retrying import RetryPolicy
 from potstill.recipe import Task
 from potstill.records import Completion, best_samples, read_parquet
 from potstill.teacher.collect import collect
@@ -18,9 +17,8 @@ from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from potstill.teacher.unfinished import open_batches
-from tests.fake_teacher import BAD_REQUEST, FakeTeacher, cut_short, make_teacher, numbered_rows
+from tests.fake_teacher import BAD_REQUEST, QUICK, FakeTeacher, cut_short, make_teacher, numbered_rows
 
-QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 TASK = Task(kind="classification", labels=("yes", "no"))
 
 

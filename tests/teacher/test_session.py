@@ -17,7 +17,6 @@ from sqlalchemy import create_engine, text
 from potstill.errors import NotAuthorisedError, PotstillError, TransientTeacherError
 from potstill.ledger import Caps, Ledger
 from potstill.ledger.entries import NO_CAPS
-from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
@@ -26,6 +25,7 @@ from tests.fake_teacher import (
     BAD_REQUEST,
     EMPTY,
     HANG,
+    QUICK,
     SERVER_ERROR,
     UNAUTHORISED,
     WITHOUT_USAGE,
@@ -38,7 +38,6 @@ from tests.fake_teacher import (
 )
 
 pytestmark = pytest.mark.usefixtures("hurried")
-QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 
 
 class Door:

@@ -152,6 +152,5 @@ def _read_state(body: Any) -> BatchState:
         said=said,
         counts={name: int(count or 0) for name, count in body["request_counts"].items()},
         created_at=datetime.fromisoformat(body["created_at"]).timestamp(),
-        expires_at=datetime.fromisoformat(body["expires_at"]).timestamp() if body.get("expires_at") else None,
         locations=(str(url),) if url else (),
     )

@@ -38,8 +38,6 @@ class BatchState(NamedTuple):
     """As the provider says them; what was answered is known from the results only."""
     created_at: float
     """Unix seconds, by the provider's clock."""
-    expires_at: float | None = None
-    """Unix seconds; what is not done by then is not done and not billed."""
     locations: tuple[str, ...] = ()
     """Where the results lie, once it has ended."""
     rejection: Failure | None = None

@@ -113,7 +113,6 @@ class OpenAIBatches:
             said=said,
             counts={name: int(count or 0) for name, count in (body.get("request_counts") or {}).items()},
             created_at=float(body["created_at"]),
-            expires_at=None if body.get("expires_at") is None else float(body["expires_at"]),
             locations=tuple(f"/files/{file_id}/content" for file_id in locations if file_id),
             rejection=self._rejection(errors) if said == "failed" else None,
             rejected_lines=tuple(sorted({error["line"] for error in errors if error.get("line") is not None})),

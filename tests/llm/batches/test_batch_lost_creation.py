@@ -16,7 +16,7 @@ from tests.batch_teacher import (
     FINE,
     HANG_AFTER,
     NO_JSON,
-    QUICK,
+    PATIENT,
     BatchTeacher,
     CallFault,
     fail_after,
@@ -76,7 +76,7 @@ async def test_a_batch_that_was_not_created_is_created_again(
 
 
 async def test_the_last_attempt_is_looked_for_too(batches: BatchProtocol, provider: str, teacher: BatchTeacher) -> None:
-    teacher.fail_next("create", *[DROP_BEFORE] * (QUICK.attempts - 1), DROP_AFTER)
+    teacher.fail_next("create", *[DROP_BEFORE] * (PATIENT.attempts - 1), DROP_AFTER)
     state = await batches.submit(numbered_requests(provider, TOKEN, COUNT), TOKEN)
     assert [state.id] == list(teacher.batches)
 
@@ -94,7 +94,7 @@ async def test_where_nobody_can_look_nothing_is_created_again(
     batches: BatchProtocol, provider: str, teacher: BatchTeacher
 ) -> None:
     before = [FINE] if provider == "anthropic" else []  # it looks at what is there already
-    teacher.fail_next("list", *before, *[refuse(503)] * QUICK.attempts)
+    teacher.fail_next("list", *before, *[refuse(503)] * PATIENT.attempts)
     teacher.fail_next("create", DROP_AFTER)
     with pytest.raises(TransientTeacherError, match="Whether the batch was created is open: run the same again"):
         await batches.submit(numbered_requests(provider, TOKEN, COUNT), TOKEN)
