@@ -266,12 +266,15 @@ def test_a_ledger_that_breaks_is_exit_1_and_the_summary_says_what_is_still_known
     assert (ended.summary["status"], ended.summary["attempts"], ended.summary["answered"]) == ("failed", 3, None)
 
 
-def test_an_interrupted_command_is_exit_130_and_sums_up_what_was_answered(prompts: Path) -> None:
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupted_command_is_exit_130_and_sums_up_what_was_answered(prompts: Path, times: int) -> None:
     with FakeTeacher(lambda asked: HANG if asked.number == 3 else None) as teacher:
         command = [sys.executable, "-m", "potstill.cli", *arguments(prompts, teacher.url, "--concurrency", 1)]
         started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         teacher.wait_for(4)
-        started.send_signal(signal.SIGINT)
+        for _ in range(times):
+            started.send_signal(signal.SIGINT)
+            time.sleep(0.02)
         out, err = started.communicate(timeout=20)
     summary = json.loads(out)
     assert (started.returncode, summary["status"], summary["answered"]) == (130, "interrupted", 3)
