@@ -30,8 +30,9 @@ ON_POSTGRESQL = 100
 """Further schedules, where the server is installed."""
 WAITS = {
     "Asker._ask",
-    "Asker._ask_all",
+    "Asker._ask_each",
     "Asker._send",
+    "Asker._work",
     "GroupedLedger._write_groups",
     "GroupedLedger.begin",
     "GroupedLedger.run",

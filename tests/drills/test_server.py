@@ -39,6 +39,7 @@ ARMS = {"generate-base", "generate-candidate"}
 UI_REPORTS = {
     "curation",
     "spend",
+    "quarantine",
     "training-sft",
     "curve-sft",
     "answers-base",
