@@ -95,7 +95,7 @@ async def test_a_sender_cancelled_while_it_begins_leaves_nothing_reserved(ledger
 async def test_a_settlement_is_written_though_its_waiter_is_cancelled(ledger: CountedLedger) -> None:
     grouped = GroupedLedger(ledger)
     admission = await grouped.begin(plan("k"), NO_CAPS)
-    task = asyncio.create_task(grouped.settle(answered(admission.attempt_id or 0, "k")))
+    task = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id or 0, "k")))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -110,7 +110,7 @@ async def test_what_was_paid_for_is_kept_though_the_database_fails_for_a_moment(
     grouped = GroupedLedger(ledger)
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_broken = True
-    settling = asyncio.create_task(grouped.settle(answered(admission.attempt_id or 0, "k")))
+    settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id or 0, "k")))
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     with pytest.raises(OSError, match="disk full"):
         await beginning
