@@ -114,7 +114,10 @@ class GroupedLedger:
         try:
             admissions = await self.run(self.ledger.write, [entry for entry, _ in settlements], begins)
         except Exception as error:  # noqa: BLE001 - each waiter raises it where its request is
-            _fail(waiting, error)
+            if settlements and is_fault_of_data(error):  # theirs, perhaps: who begins is tried once more, without them
+                self._wanted = wanted + self._wanted
+            else:
+                _fail(waiting, error)
             await self._settle_later(settlements, error)
             return
         _succeed(settlements)

@@ -163,3 +163,16 @@ async def test_who_begins_what_cannot_be_stored_takes_no_answer_with_it(ledger_u
     assert isinstance(refused, Exception)
     assert ledger.find_answers(["k"])
     await grouped.close()
+
+
+async def test_an_answer_that_cannot_be_stored_keeps_nobody_from_beginning(ledger_url: str) -> None:
+    ledger = CountedLedger(ledger_url)
+    grouped = GroupedLedger(ledger)
+    admission = await grouped.begin(plan("k"), NO_CAPS)
+    unfit = REPLY._replace(message={"role": "assistant", "content": "\ud800"})
+    settling = grouped.settle(answered(admission.attempt_id or 0, "k")._replace(reply=unfit))
+    beginning = asyncio.ensure_future(grouped.begin(plan("next"), NO_CAPS))
+    await settling
+    assert (await beginning).attempt_id is not None
+    assert [(key, status) for key, status, _ in rows(ledger_url)] == [("k", "unusable"), ("next", "in_flight")]
+    await grouped.close()
