@@ -105,10 +105,12 @@ def test_an_endpoint_that_gives_nothing_usable_loses_no_prompt(ledger: Ledger, t
         ({"status": "failed", "http_status": 500, "error": "HTTP 500"}, True),
         ({"status": "failed", "http_status": 429, "error": "HTTP 429"}, False),
         ({"status": "failed", "error": "cancelled before it was sent"}, False),
+        ({"status": "failed", "error": "no connection to http://127.0.0.1:1/v1"}, False),
+        ({"status": "unknown", "error": "connection lost"}, True),
         ({"status": "unknown", "error": "cancelled"}, False),
     ],
 )
-def test_a_refusal_of_the_pace_and_what_was_cancelled_say_nothing_of_the_prompt(
+def test_a_refusal_of_the_pace_what_was_cancelled_and_what_never_left_say_nothing_of_the_prompt(
     ledger: Ledger, attempt: dict[str, Any], *, is_given_up: bool
 ) -> None:
     plan = planned("http://127.0.0.1:1/v1", 2)
