@@ -24,8 +24,12 @@ SECRET_HEADER = re.compile(
     r"auth(?!or(?!i))|token(?!s)|(?<!x-port)key|secret|passw|passphrase|credential|cookie|bearer|jwt", re.IGNORECASE
 )
 """Names of headers that carry a key; authors, counts of tokens and Portkey's other headers do not."""
-SECRET_VALUE = re.compile(r"\bbearer\s+\S|(?<![a-z0-9])(sk-|gsk_|xai-|hf_|ghp_|aiza|eyj)\w", re.IGNORECASE)
-"""A bearer's token, or how the keys of providers begin."""
+SECRET_VALUE = re.compile(
+    r"\bbearer\s+\S"
+    r"|(?<![a-z0-9])(sk-|gsk_|xai-|hf_|ghp_|github_pat_|pplx-|nvapi-|r8_|akia|aiza|eyj)(?=[\w-]*\d)[\w-]{8}",
+    re.IGNORECASE,
+)
+"""A bearer's token, or how the keys of providers begin and go on: sk-learn is none."""
 
 
 class Part(BaseModel):

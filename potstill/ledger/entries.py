@@ -1,6 +1,7 @@
 """What is written into the ledger, and what is read from it."""
 
 from decimal import Decimal
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from potstill.llm.messages import Reply
@@ -55,9 +56,7 @@ class Admission(NamedTuple):
     """
 
 
-class Settlement(NamedTuple):
-    """How an attempt ended."""
-
+class _Settlement(NamedTuple):
     attempt_id: int
     plan: AttemptPlan
     status: Status
@@ -67,9 +66,13 @@ class Settlement(NamedTuple):
     error: str | None = None
     seconds: float = 0.0
 
-    @property
+
+class Settlement(_Settlement):
+    """How an attempt ended."""
+
+    @cached_property
     def cost_usd(self) -> Decimal:
-        """What is known of it; 0 where nothing is."""
+        """What is known of it, at the price of the moment at which it is first asked for; 0 where nothing is known."""
         return Decimal(0) if self.usage is None else self.plan.rates.cost(self.usage)
 
     def without_texts(self) -> "Settlement":

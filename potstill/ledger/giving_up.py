@@ -35,9 +35,10 @@ def give_up(database: Database, connection: Connection, key: str, said: str, num
 
 
 def _counts(row: Any) -> bool:
-    """A refusal of the pace says nothing of the prompt, nor does an attempt that never left."""
+    """A refusal of the pace says nothing of the prompt, nor does what was cancelled, or never got as far as a model."""
+    has_left = row.status != "failed" or row.http_status is not None
     is_cancelled = (row.error or "").startswith("cancelled")
-    return row.status in {"unusable", "failed", "unknown"} and row.http_status != 429 and not is_cancelled
+    return row.status in {"unusable", "failed", "unknown"} and row.http_status != 429 and has_left and not is_cancelled
 
 
 def _has_answered_since(connection: Connection, like: Any, seconds: float) -> bool:

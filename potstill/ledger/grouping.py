@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class GroupedLedger:
-    """A ledger as coroutines on one event loop see it. Every method returns once what it wrote is committed.
+    """A ledger as coroutines on one event loop see it. Who awaits a method goes on once what it wrote is committed.
 
     Args:
         linger_seconds: how long the first of a group waits for others.
@@ -60,12 +60,8 @@ class GroupedLedger:
                 self._give_back(attempt_id, plan)
             raise
 
-    async def settle(self, settlement: Settlement) -> None:
-        """As `Ledger.settle`; it is written even where the waiter is cancelled meanwhile."""
-        await self.post(settlement)
-
-    def post(self, settlement: Settlement) -> asyncio.Future[None]:
-        """Have an attempt settled, whether or not somebody waits for it."""
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
+        """As `Ledger.settle`; it is written even where nobody waits for it, or no longer does."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody asks for it
         self._settlements.append((settlement, future))
@@ -118,7 +114,10 @@ class GroupedLedger:
         try:
             admissions = await self.run(self.ledger.write, [entry for entry, _ in settlements], begins)
         except Exception as error:  # noqa: BLE001 - each waiter raises it where its request is
-            _fail(waiting, error)
+            if settlements and is_fault_of_data(error):  # theirs, perhaps: who begins is tried once more, without them
+                self._wanted = wanted + self._wanted
+            else:
+                _fail(waiting, error)
             await self._settle_later(settlements, error)
             return
         _succeed(settlements)
@@ -173,7 +172,7 @@ class GroupedLedger:
 
     def _give_back(self, attempt_id: int, plan: AttemptPlan) -> None:
         """Close an attempt whose sender was cancelled while it was begun."""
-        self.post(Settlement(attempt_id, plan, "failed", error="cancelled before it was sent"))
+        self.settle(Settlement(attempt_id, plan, "failed", error="cancelled before it was sent"))
 
 
 def _succeed(settlements: Iterable[tuple[Settlement, asyncio.Future[None]]]) -> None:

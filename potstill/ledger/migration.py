@@ -1,6 +1,6 @@
 """Ledgers of an earlier version become this one's: what was paid for stays paid for."""
 
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, inspect, select, text, update
 
 from potstill.errors import UsageError
 from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
@@ -25,7 +25,6 @@ FROM_VERSION_1 = (
     "DROP TABLE answers_1",
     "DROP TABLE attempts_1",
     "DROP TABLE runs",
-    "UPDATE meta SET value = '2' WHERE name = 'schema_version'",
 )
 CLOSE_IN_FLIGHT = (
     "UPDATE runs SET spent_usd = spent_usd + reserved_usd, reserved_usd = 0",
@@ -44,8 +43,15 @@ def migrate(connection: Connection, url: str) -> None:
     version = connection.scalar(select(meta.c.value).where(meta.c.name == "schema_version"))
     if version in {None, str(SCHEMA_VERSION)}:
         return
-    if version != "1" or connection.dialect.name != "sqlite":  # version 1 ran on SQLite only
+    if version == "1" and connection.dialect.name == "sqlite":  # it ran on nothing else
+        _rebuild(connection)
+    elif version != "2":
         raise UsageError(f"ledger {url}: schema version {version}, this Potstill knows {SCHEMA_VERSION}")
+    metadata.create_all(connection)  # version 2 has no table of what was given up
+    connection.execute(update(meta).where(meta.c.name == "schema_version").values(value=str(SCHEMA_VERSION)))
+
+
+def _rebuild(connection: Connection) -> None:
     for statement in CLOSE_IN_FLIGHT:
         connection.execute(text(statement))
     for index in ("attempts_by_key", "attempts_by_run", "attempts_by_status"):

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Dialect, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PICO = Decimal(10) ** -12
 
 metadata = MetaData()

@@ -86,13 +86,15 @@ class Sender:
             self._learn(ticket, attempt)
             settlement = self._settlement(admission.attempt_id, plan, attempt, self._clock() - started)
             if attempt is None:  # cancelled: nobody is there to wait
-                self._ledger.post(settlement)
+                self._ledger.settle(settlement)
         assert attempt is not None
+        settled = self._ledger.settle(settlement)
+        step = step_of(settlement)  # at the price of now: an outage of the ledger may last
         with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
-            await self._ledger.settle(settlement)
+            await settled
         self._settled.set()  # wakes all that wait; who waits next waits for the next
         self._settled = asyncio.Event()
-        on_step(step_of(settlement))
+        on_step(step)
         self._judge(attempt)
         return "answered"
 

@@ -5,9 +5,9 @@ Any number of threads may hand it batches at once.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, wait
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -71,7 +71,8 @@ class TeacherSession:
         self._asker = Asker(
             plan, self._ledger, self._client, caps, self._policy, purpose, collect_held=self._collect_held
         )
-        self._waiting: set[asyncio.Task[Any]] = set()
+        self._callers: set[asyncio.Task[Any]] = set()
+        self._is_cancelled = False
         self._watching = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-session", daemon=True)
@@ -108,8 +109,8 @@ class TeacherSession:
         waited for, and `say` is told so, in one line.
         """
         wanted = range(len(self._plan.rows)) if rows is None else rows
-        asking = self._asker.answer(wanted, on_step or (lambda _: None), say or (lambda _: None))
-        return self._wait_for(asking, on_wait)
+        tell, report = say or (lambda _: None), on_step or (lambda _: None)
+        return self._wait_for(self._cancellable(lambda: self._asker.answer(wanted, report, tell)), on_wait)
 
     def answer_in_batches(
         self, on_step: Callable[[Step], None] | None = None, say: Callable[[str], None] | None = None
@@ -118,15 +119,17 @@ class TeacherSession:
 
         `say` is told, in one line, what a batch does. Errors: those of `BatchAsker.answer`.
         """
-        return self._wait_for(self._batched(on_step or (lambda _: None), say or (lambda _: None)))
+        tell, report = say or (lambda _: None), on_step or (lambda _: None)
+        return self._wait_for(self._cancellable(lambda: self._batched(report, tell)))
 
     def collect_batches(self, say: Callable[[str], None] | None = None) -> None:
         """Wait for the batches at the endpoint that hold answers of this plan: they are nobody's to ask."""
         if has_open_batches(self._plan, self._ledger.ledger):
-            self._wait_for(self._batched(lambda _: None, say or (lambda _: None), only_collect=True))
+            tell = say or (lambda _: None)
+            self._wait_for(self._cancellable(lambda: self._batched(lambda _: None, tell, only_collect=True)))
 
     def cancel(self) -> None:
-        """Stop all that is being asked, for whichever caller, once it is closed in the ledger."""
+        """Stop all that is being asked, for whichever caller, once it is closed in the ledger; nothing begins after it."""
         self._submit(self._cancel()).result()
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None) -> T:
@@ -173,22 +176,27 @@ class TeacherSession:
                 raise
             return False  # what it was rejected for is the affair of whoever handed it in
 
-    @asynccontextmanager
-    async def _protocol(self) -> AsyncIterator[BatchProtocol]:
-        """The batch endpoint; who uses it is cancelled with the others."""
+    def _protocol(self) -> AbstractAsyncContextManager[BatchProtocol]:
+        return open_batches(self._endpoint, timeout_seconds=self._plan.teacher.timeout_seconds, policy=self._policy)
+
+    async def _cancellable(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What a caller waits for; it ends when the session is cancelled, whatever it is at."""
+        if self._is_cancelled:
+            raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None
-        self._waiting.add(task)
-        timeout_seconds = self._plan.teacher.timeout_seconds
+        self._callers.add(task)
         try:
-            async with open_batches(self._endpoint, timeout_seconds=timeout_seconds, policy=self._policy) as protocol:
-                yield protocol
+            return await begin()
         finally:
-            self._waiting.discard(task)
+            self._callers.discard(task)
 
     async def _cancel(self) -> None:
-        for task in self._waiting:
-            task.cancel()
+        self._is_cancelled = True
+        callers = list(self._callers)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
         await self._asker.cancel()
 
     async def _begin(self) -> None:

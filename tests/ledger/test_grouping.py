@@ -95,7 +95,7 @@ async def test_a_sender_cancelled_while_it_begins_leaves_nothing_reserved(ledger
 async def test_a_settlement_is_written_though_its_waiter_is_cancelled(ledger: CountedLedger) -> None:
     grouped = GroupedLedger(ledger)
     admission = await grouped.begin(plan("k"), NO_CAPS)
-    task = asyncio.create_task(grouped.settle(answered(admission.attempt_id or 0, "k")))
+    task = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id or 0, "k")))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -110,7 +110,7 @@ async def test_what_was_paid_for_is_kept_though_the_database_fails_for_a_moment(
     grouped = GroupedLedger(ledger)
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_broken = True
-    settling = asyncio.create_task(grouped.settle(answered(admission.attempt_id or 0, "k")))
+    settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id or 0, "k")))
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     with pytest.raises(OSError, match="disk full"):
         await beginning
@@ -162,4 +162,17 @@ async def test_who_begins_what_cannot_be_stored_takes_no_answer_with_it(ledger_u
     _, refused = await asyncio.gather(settling, beginning, return_exceptions=True)
     assert isinstance(refused, Exception)
     assert ledger.find_answers(["k"])
+    await grouped.close()
+
+
+async def test_an_answer_that_cannot_be_stored_keeps_nobody_from_beginning(ledger_url: str) -> None:
+    ledger = CountedLedger(ledger_url)
+    grouped = GroupedLedger(ledger)
+    admission = await grouped.begin(plan("k"), NO_CAPS)
+    unfit = REPLY._replace(message={"role": "assistant", "content": "\ud800"})
+    settling = grouped.settle(answered(admission.attempt_id or 0, "k")._replace(reply=unfit))
+    beginning = asyncio.ensure_future(grouped.begin(plan("next"), NO_CAPS))
+    await settling
+    assert (await beginning).attempt_id is not None
+    assert [(key, status) for key, status, _ in rows(ledger_url)] == [("k", "unusable"), ("next", "in_flight")]
     await grouped.close()

@@ -4,9 +4,11 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from potstill.errors import UsageError
-from potstill.ledger import Ledger
+from potstill.ledger import Ledger, Settlement
+from tests.ledger.test_ledger import REPLY, begun, driver, plan
 
 VERSION_1 = """
 CREATE TABLE meta (name VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY (name));
@@ -67,8 +69,6 @@ def test_what_the_first_version_paid_for_stays_paid_for(path: Path) -> None:
 
 
 def test_it_is_migrated_once_and_can_be_written_then(path: Path) -> None:
-    from tests.ledger.test_ledger import begun, plan
-
     Ledger(f"sqlite:///{path}")
     again = Ledger(f"sqlite:///{path}")
     begun(again, plan("c"))
@@ -88,3 +88,19 @@ def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM attempts").fetchone() == (4,)
         assert connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone() == ("1",)
+
+
+def test_the_second_version_had_nothing_given_up(ledger_url: str) -> None:
+    before = Ledger(ledger_url)
+    before.settle(Settlement(begun(before, plan("k")), plan("k"), "answered", REPLY, REPLY.usage, 200))
+    engine = create_engine(driver(ledger_url))
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE given_up"))
+        connection.execute(text("UPDATE meta SET value = '2' WHERE name = 'schema_version'"))
+    for ledger in (Ledger(ledger_url), Ledger(ledger_url)):
+        assert ledger.id == before.id
+        assert ledger.find_answers(["k"])["k"].reply == REPLY
+        assert ledger.look_up(["k", "new"]).missing == {"new"}
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT value FROM meta WHERE name = 'schema_version'")) == "3"
+    engine.dispose()

@@ -97,7 +97,7 @@ async def test_nothing_begins_while_what_was_paid_for_waits_to_be_written(
     grouped = GroupedLedger(ledger)
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_away = True
-    settling = asyncio.create_task(grouped.settle(answered(admission.attempt_id)))
+    settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id)))
     await _until(lambda: ledger.tries > 3)
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     tries = ledger.tries
@@ -117,7 +117,7 @@ async def test_who_leaves_waits_for_a_database_that_is_away_no_longer_than_secon
     grouped = GroupedLedger(ledger)
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_away = True
-    settling = asyncio.create_task(grouped.settle(answered(admission.attempt_id)))
+    settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id)))
     await _until(lambda: ledger.tries > 2)
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     async with asyncio.timeout(5):

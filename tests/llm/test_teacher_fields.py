@@ -38,6 +38,9 @@ def test_a_header_that_would_carry_a_key_is_refused_and_its_value_not_repeated(n
         "sk-canary-5",
         '{"api_key": "sk-canary-5"}',
         "gsk_canary-5",
+        "pplx-canary-5",
+        "nvapi-canary-5",
+        "AKIAcanary-5",
         "eyJcanary-5.e30",
     ],
 )
@@ -56,7 +59,7 @@ def test_what_is_no_header_is_refused(pair: tuple[str, str]) -> None:
 def test_other_headers_are_taken() -> None:
     headers = {
         "HTTP-Referer": "https://example.org",
-        "X-Title": "Potstill: risk-free task-sk tickets",
+        "X-Title": "Potstill: risk-free task-sk tickets for sk-learn and the sk-learning-platform",
         "X-Author": "us",
         "x-max-tokens": "5",
         "OpenAI-Organization": "org-1",

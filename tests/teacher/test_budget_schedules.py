@@ -111,8 +111,11 @@ class _Believing(Writer):
 class HastyGroupedLedger(GroupedLedger):
     """Counts an answer before it is committed."""
 
-    async def settle(self, settlement: Settlement) -> None:
-        self.post(settlement)
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
+        super().settle(settlement)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
 
 class SeesNothingInFlight(WatchedLedger):

@@ -16,6 +16,7 @@ from potstill.llm.messages import Reply
 from potstill.llm.retrying import RetryPolicy
 from potstill.records import Completion, Usage, read_parquet
 from potstill.teacher.collect import collect
+from potstill.teacher.collecting import close_token
 from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
@@ -104,10 +105,12 @@ def test_an_endpoint_that_gives_nothing_usable_loses_no_prompt(ledger: Ledger, t
         ({"status": "failed", "http_status": 500, "error": "HTTP 500"}, True),
         ({"status": "failed", "http_status": 429, "error": "HTTP 429"}, False),
         ({"status": "failed", "error": "cancelled before it was sent"}, False),
+        ({"status": "failed", "error": "no connection to http://127.0.0.1:1/v1"}, False),
+        ({"status": "unknown", "error": "connection lost"}, True),
         ({"status": "unknown", "error": "cancelled"}, False),
     ],
 )
-def test_a_refusal_of_the_pace_and_what_was_cancelled_say_nothing_of_the_prompt(
+def test_a_refusal_of_the_pace_what_was_cancelled_and_what_never_left_say_nothing_of_the_prompt(
     ledger: Ledger, attempt: dict[str, Any], *, is_given_up: bool
 ) -> None:
     plan = planned("http://127.0.0.1:1/v1", 2)
@@ -122,6 +125,28 @@ def test_a_refusal_of_the_pace_and_what_was_cancelled_say_nothing_of_the_prompt(
     assert ledger.give_up(bad.answer_key, "HTTP 500", 3) is is_given_up
     assert ledger.look_up([bad.answer_key]).refused == ({bad.answer_key} if is_given_up else set())
     assert ledger.begin(bad).why_not == ("refused" if is_given_up else None)
+
+
+@pytest.mark.parametrize(("http_status", "is_given_up"), [(None, False), (500, True)])
+def test_a_batch_that_was_never_carried_out_says_nothing_of_its_prompts(
+    ledger: Ledger, http_status: int | None, *, is_given_up: bool
+) -> None:
+    plan = planned("http://127.0.0.1:1/v1", 2)
+    bad, good = (
+        AttemptPlan(answer.key, "p", "run", "teach", "openai_compatible", "m", Decimal(1), plan.rates)
+        for answer in plan.answers()
+    )
+    for number in range(9):
+        token = f"token{number}"
+        (admission,) = ledger.begin_batch(token, "openai_compatible", "http://127.0.0.1:1/v1", "run", [(bad, NO_CAPS)])
+        if http_status is None:
+            close_token(ledger, token, "batch refused (token_limit_exceeded): the queue is full")
+        else:
+            failed = Settlement(admission.attempt_id or 0, bad, "failed", http_status=http_status, error="HTTP 500")
+            ledger.settle(failed)
+    reply = Reply({"role": "assistant", "content": "yes"}, "yes", "stop", Usage(input=1, output=1))
+    ledger.settle(Settlement(begun(ledger, good), good, "answered", reply, reply.usage, 200))
+    assert ledger.give_up(bad.answer_key, "HTTP 500", 3) is is_given_up
 
 
 def begun(ledger: Ledger, plan: AttemptPlan) -> int:

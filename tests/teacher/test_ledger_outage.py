@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from potstill.errors import LedgerError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
 from potstill.llm.retrying import RetryPolicy
+from potstill.records import Usage
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
@@ -137,3 +139,24 @@ def test_ctrl_c_ends_a_session_whose_database_is_away(url: str) -> None:
     finally:
         signal.signal(signal.SIGINT, inherited)
     assert time.monotonic() - pressed[0] < 5
+
+
+def test_an_answer_costs_the_price_of_the_moment_at_which_it_came_and_is_priced_once(url: str) -> None:
+    ledger = AwayLedger(url)
+    asked: list[Decimal] = []
+
+    def cost(_: Usage) -> Decimal:
+        asked.append(Decimal("0.25") if ledger.tries > 10 else Decimal("0.5"))
+        return asked[-1]
+
+    with FakeTeacher(latency=0.02) as teacher:
+        given = planned(teacher)
+        plan = given._replace(rates=given.rates._replace(tiered=cost))
+        thread = when(lambda: ledger.tries > 10, lambda: setattr(ledger, "is_mended", True))
+        with suppress(LedgerError), TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+            session.answer()
+        thread.join()
+    (spent,) = Ledger(url).spend(plan.run)
+    assert len(asked) == spent.attempts
+    assert spent.cost_usd == sum(asked) == ledger.account(plan.run).spent_usd
+    assert set(asked[:3]) == {Decimal("0.5")}

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, text
 from potstill.errors import NotAuthorisedError, PotstillError, TransientTeacherError
 from potstill.ledger import Caps, Ledger
 from potstill.ledger.entries import NO_CAPS
+from potstill.teacher import asking
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
@@ -32,6 +33,7 @@ from tests.fake_teacher import (
     Asked,
     FakeTeacher,
     Fault,
+    cut_short,
     error,
     make_teacher,
     numbered_rows,
@@ -271,3 +273,27 @@ def test_a_large_batch_starts_no_more_tasks_than_it_has_requests_in_flight(ledge
             session.answer(on_step=lambda step: tasks.append(len(asyncio.all_tasks())))
     assert len(tasks) == 150
     assert max(tasks) < 5 * 4
+
+
+def test_who_is_between_two_rounds_of_requests_begins_none_once_the_session_is_cancelled(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_between, may_go_on = threading.Event(), threading.Event()
+
+    def find_bad_ones(*arguments: Any) -> Any:
+        is_between.set()
+        may_go_on.wait(10)
+        return bad_ones(*arguments)
+
+    bad_ones = asking._bad_ones
+    monkeypatch.setattr(asking, "_bad_ones", find_bad_ones)
+    with FakeTeacher(lambda asked: cut_short("half")) as teacher, ThreadPoolExecutor(1) as pool:
+        with TeacherSession(planned(teacher, 8, quality_retries=1), ledger, NO_CAPS, QUICK) as session:
+            answering = pool.submit(session.answer)
+            assert is_between.wait(10)
+            session.cancel()
+            may_go_on.set()
+            assert isinstance(answering.exception(10), CancelledError)
+            with pytest.raises(CancelledError):
+                session.answer()
+        assert len(teacher.requests) == 8
