@@ -8,8 +8,13 @@ from cyclopts import Parameter
 from potstill.cli.console import AsJson
 
 if TYPE_CHECKING:
-    from potstill.ledger.batches import BatchRow
+    from potstill.ledger import Ledger
+    from potstill.ledger.batches import BatchOrder, BatchRow
+    from potstill.llm.batches.base import BatchProtocol, BatchState
     from potstill.recipe import Teacher
+
+LAG_SECONDS = 2.0
+"""The pause before a batch is looked for again: a provider's list may lag behind."""
 
 
 def batches(
@@ -26,7 +31,7 @@ def batches(
     Args:
         recipe: The YAML file.
         overrides: section.field=VALUE, in place of what the file says.
-        cancel: Stop them at the provider; what was answered until then is billed, and kept.
+        cancel: Stop them at the provider, and give up what never got there. What was answered is billed, and kept.
         every: Those of other recipes at the same address too, and of `potstill teach`, which has none.
     """
     import asyncio
@@ -38,9 +43,12 @@ def batches(
     from potstill.teacher.plan import recipe_of
 
     read = load_recipe(recipe, tuple(overrides or ()))
-    orders = open_ledger().open_orders(read.teacher.provider, base_url_of(read.teacher))
+    ledger = open_ledger()
+    orders = ledger.open_orders(read.teacher.provider, base_url_of(read.teacher))
     wanted = [order for order in orders if every or recipe_of(order.month) == read.name]
-    said = asyncio.run(_ask_provider(read.teacher, [order.batch for order in wanted], cancel=cancel)) if wanted else {}
+    said: dict[str, str] = {}
+    if wanted:
+        wanted, said = asyncio.run(_ask_provider(read.teacher, wanted, ledger, cancel=cancel))
     left_out = len(orders) - len(wanted)
     if as_json:
         found = [
@@ -68,10 +76,13 @@ def batches(
     return 0
 
 
-async def _ask_provider(teacher: "Teacher", rows: "list[BatchRow]", *, cancel: bool) -> dict[str, str]:
-    """What the provider says of each batch, by our token, once it is stopped where that is wanted.
+async def _ask_provider(
+    teacher: "Teacher", orders: "list[BatchOrder]", ledger: "Ledger", *, cancel: bool
+) -> "tuple[list[BatchOrder], dict[str, str]]":
+    """The batches, with the ids that were never stored, and what the provider says of each, by our token.
 
-    Errors: those of `BatchProtocol`; `NotAuthorisedError` also for a key in a secret block.
+    They are stopped before where that is wanted. Errors: those of `BatchProtocol`; `NotAuthorisedError` also for a key in
+    a secret block.
     """
     from potstill.errors import NotAuthorisedError
     from potstill.llm.batches import open_batches
@@ -82,12 +93,62 @@ async def _ask_provider(teacher: "Teacher", rows: "list[BatchRow]", *, cancel: b
             f"secret block {teacher.api_key_block} is read by the flow only: "
             "give --set teacher.api_key_block=null --set teacher.api_key_env=NAME, the variable that holds the key"
         )
+    asked: list[BatchOrder] = []
     said: dict[str, str] = {}
     async with open_batches(endpoint_of(teacher)) as protocol:
-        for row in rows:
-            if row.batch_id is None:
-                said[row.token] = "not known to have reached the provider"
-                continue
-            state = await (protocol.cancel(row.batch_id) if cancel else protocol.state(row.batch_id))
-            said[row.token] = state.said
-    return said
+        for order in orders:
+            row, said[order.batch.token] = await _ask_for(order.batch, ledger, protocol, cancel=cancel)
+            asked.append(order._replace(batch=row))
+    return asked, said
+
+
+async def _ask_for(
+    row: "BatchRow", ledger: "Ledger", protocol: "BatchProtocol", *, cancel: bool
+) -> "tuple[BatchRow, str]":
+    """A batch, and what there is to say of it, once it is stopped or given up where that is wanted."""
+    from potstill.llm.batches.base import NoBatchesError
+
+    if row.batch_id is None:
+        try:
+            found = await _look_for(row, ledger, protocol, cancel=cancel)
+        except NoBatchesError as error:
+            return row, _unknown(row, ledger, str(error), cancel=cancel)
+        if found is None:
+            return row, _unknown(row, ledger, "the provider does not know it", cancel=cancel)
+        if not found.is_certain:
+            doubt = f"perhaps {found.id} ({found.said}), whose it is shows once it has ended"
+            return row, f"{doubt}: stop it in the provider's console if it is yours" if cancel else doubt
+        row = row._replace(batch_id=found.id, status="running")
+    assert row.batch_id is not None
+    state = await (protocol.cancel(row.batch_id) if cancel else protocol.state(row.batch_id))
+    return row, state.said
+
+
+async def _look_for(
+    row: "BatchRow", ledger: "Ledger", protocol: "BatchProtocol", *, cancel: bool
+) -> "BatchState | None":
+    """A batch whose id was never stored; one that is to be given up is looked for as often as a run does."""
+    import asyncio
+
+    from potstill.teacher.finding import find_again
+    from potstill.teacher.watching import LOOKS
+
+    found = await find_again(row, ledger, protocol)
+    for _ in range(LOOKS - 1 if cancel else 0):
+        if found is not None:
+            break
+        await asyncio.sleep(LAG_SECONDS)
+        found = await find_again(row, ledger, protocol)
+    return found
+
+
+def _unknown(row: "BatchRow", ledger: "Ledger", why: str, *, cancel: bool) -> str:
+    """What to say of a batch that the provider does not have; it is given up where that is wanted."""
+    from potstill.teacher.collecting import close_unsubmitted
+
+    if not cancel:
+        return f"not found ({why}): --cancel gives it up"
+    if not ledger.claim_batch(row.token):
+        return f"not found ({why}), and a run still hands it in: end that run, then cancel again"
+    close_unsubmitted(ledger, row)
+    return f"given up, nothing was billed ({why})"

@@ -23,6 +23,7 @@ from potstill.teacher.outcome import BatchReport, Step
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import StoredRows
 from potstill.teacher.session import TeacherSession
+from potstill.teacher.unfinished import count_at_provider
 
 
 class Request(NamedTuple):
@@ -136,7 +137,14 @@ class _Teaching:
             return collect.survey(self.plan, self.ledger)
         return None
 
+    def _count_at_provider(self) -> int | None:
+        """None where the ledger cannot be read."""
+        with suppress(PotstillError, OSError):
+            return count_at_provider(self.plan, self.ledger)
+        return None
+
     def _say(self, status: str, found: CompletionsSummary | None) -> None:
+        at_provider = self._count_at_provider()
         say(
             {
                 "prompts": found and found.prompts,
@@ -146,7 +154,13 @@ class _Teaching:
                 "cost_usd": self.done.cost_usd,
                 "total_cost_usd": found and found.total_cost_usd,
                 "unknown_usd": found and found.unknown_usd,
+                "at_provider": at_provider,
                 "status": status,
             },
             as_json=self.request.as_json,
         )
+        if at_provider:
+            print(
+                f"{at_provider:,} requests are in batches at the provider: the same command collects them",
+                file=sys.stderr,
+            )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, UsageError
 from potstill.ledger import AttemptPlan, Caps, Ledger
 from potstill.ledger.entries import Settlement
-from potstill.llm.batches.base import BatchProtocol, Limits, TooLarge, custom_id, split
+from potstill.llm.batches.base import BatchProtocol, Limits, NotCreatedError, TooLarge, custom_id, split
 from potstill.llm.messages import ChatRequest, SharedPrefixes, shared_prefix
 from potstill.llm.pricing import Rates
 from potstill.llm.providers import PROVIDERS, base_url_of
@@ -143,7 +143,7 @@ class BatchAsker:
         self._say(f"handing in a batch of {len(keys):,} requests")
         try:
             state = await self._protocol.submit(self._bodies(token, keys), token)
-        except (NotAuthorisedError, PermanentTeacherError, UsageError) as error:
+        except (NotAuthorisedError, PermanentTeacherError, NotCreatedError, UsageError) as error:
             close_token(self._ledger, token, str(error))
             raise
         if state.is_certain:

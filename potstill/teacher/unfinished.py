@@ -31,6 +31,17 @@ def has_open_batches(plan: TeachPlan, ledger: Ledger) -> bool:
     return any(ledger.batches_holding(answer.key for answer in chunk) for chunk in in_order(plan, ledger))
 
 
+def count_at_provider(plan: TeachPlan, ledger: Ledger) -> int:
+    """The requests in batches that hold some of these answers and have not been collected."""
+    rows = ledger.open_batches(plan.teacher.provider, base_url_of(plan.teacher))
+    if not rows:
+        return 0
+    ours: set[str] = set()
+    for chunk in in_order(plan, ledger):
+        ours |= ledger.batches_holding(answer.key for answer in chunk)
+    return sum(row.num_requests for row in rows if row.token in ours)
+
+
 def are_at_provider(plan: TeachPlan, ledger: Ledger, keys: Iterable[str]) -> bool:
     """Whether a batch at the plan's endpoint holds some of these."""
     at_provider = {row.token for row in ledger.open_batches(plan.teacher.provider, base_url_of(plan.teacher))}

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TeacherError, TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.ledger.batches import BatchRow
-from potstill.llm.batches.base import BatchProtocol, BatchState, is_of
+from potstill.llm.batches.base import BatchProtocol, BatchState, NoBatchesError
 from potstill.llm.pricing import Rates
 from potstill.llm.providers import base_url_of
 from potstill.teacher.collecting import close_batch, close_lost, close_rejected, close_unsubmitted
+from potstill.teacher.finding import find_again
 from potstill.teacher.mending import in_order
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan
@@ -98,7 +99,7 @@ class BatchWatch:
             return Look(waiting=False, smaller=await self._collect(row, state, on_step))
         if state is None:
             close_unsubmitted(self._ledger, row)
-            self._say(f"batch {row.token} never reached the provider")
+            self._say(f"batch {row.token} never reached the provider: its prompts may be asked for again")
         return Look(waiting=state is not None)
 
     def _ours(self) -> set[str]:
@@ -134,9 +135,15 @@ class BatchWatch:
     async def _state_of(self, row: BatchRow) -> BatchState | str | None:
         """The provider's view of a batch; a word where it is not known yet, None where the provider never had it."""
         try:
-            state = await (self._find(row) if row.batch_id is None else self._protocol.state(row.batch_id))
+            if row.batch_id is None:
+                state = await find_again(row, self._ledger, self._protocol)
+            else:
+                state = await self._protocol.state(row.batch_id)
         except NotAuthorisedError:
             raise
+        except NoBatchesError as error:
+            self._say(f"batch {row.token}: {error}")
+            return None
         except TeacherError as error:
             return self._doubt(row, error)
         self._failing_since.pop(row.token, None)
@@ -161,22 +168,3 @@ class BatchWatch:
         else:
             raise TransientTeacherError(f"{error}. The batch goes on: run the same again to collect it") from None
         return "in doubt"
-
-    async def _find(self, row: BatchRow) -> BatchState | None:
-        """A batch whose id never came, as far as the provider lets us see; see `BatchProtocol.find`."""
-        others = self._ledger.known_batches()
-        while True:
-            found = await self._protocol.find(row.token, row.created_at, row.num_requests, others)
-            if found is None or (found.status == "running" and not found.is_certain):
-                return found
-            if found.is_certain or await self._is_ours(found, row.token):
-                self._ledger.adopt_batch(row.token, found.id)
-                return found
-            others.add(found.id)
-
-    async def _is_ours(self, state: BatchState, token: str) -> bool:
-        """Whether the results of a batch are those of this token."""
-        async for result in self._protocol.results(state):
-            if result.custom_id:
-                return is_of(token, result.custom_id)
-        return False

@@ -13,7 +13,8 @@ from potstill.ledger.entries import NO_CAPS
 from potstill.teacher.plan import make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
-from tests.batch_teacher import BatchTeacher
+from potstill.teacher.watching import LOOKS
+from tests.batch_teacher import BatchTeacher, refuse
 from tests.fake_teacher import PRICE, make_teacher, numbered_rows
 
 
@@ -99,22 +100,108 @@ def test_a_key_in_a_secret_block_has_to_be_named_in_a_variable_here(
         assert shown["said"] == "in_progress"
 
 
-def test_one_that_may_never_have_been_handed_in_is_shown_as_such(run: Any, tmp_path: Path) -> None:
-    with BatchTeacher() as teacher:
+class NeverAdopts(Ledger):
+    """The run is interrupted before the id of its batch is stored."""
+
+    def adopt_batch(self, token: str, batch_id: str) -> None:
+        raise Left
+
+
+@pytest.fixture
+def dead_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever handed a batch in has ended."""
+    monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
+
+
+def lose_an_id(teacher: BatchTeacher, home: Path, provider: str = "openai_compatible") -> Ledger:
+    url = f"sqlite:///{home / 'ledger.db'}"
+    fields = make_teacher(teacher.url, provider=provider, mode="batch", batch_poll_seconds=0.02)
+    plan = make_plan(ListedRows(numbered_rows(5)), fields, None, "left")
+    with pytest.raises(Left), TeacherSession(plan, NeverAdopts(url)) as session:
+        session.answer_in_batches()
+    return Ledger(url)
+
+
+@pytest.fixture
+def never_there(tmp_path: Path) -> Any:
+    """Begins a batch and does not hand it in."""
+
+    def begin(url: str) -> Ledger:
         ledger = Ledger(f"sqlite:///{tmp_path / 'home' / 'ledger.db'}")
-        plan = make_plan(ListedRows(numbered_rows(1)), make_teacher(teacher.url), None)
-        begun = AttemptPlan(
-            "k",
-            "p",
-            "run",
-            "teach",
-            "openai_compatible",
-            "m",
-            PRICE.output_per_million,
-            plan.rates,
-            "month/left/2026-11",
-        )
-        ledger.begin_batch("token123", "openai_compatible", teacher.url, "run", [(begun, NO_CAPS)])
+        rates = make_plan(ListedRows(numbered_rows(1)), make_teacher(url), None).rates
+        bound = PRICE.output_per_million
+        begun = AttemptPlan("k", "p", "run", "teach", "openai_compatible", "m", bound, rates, "month/left/2026-11")
+        ledger.begin_batch("token123", "openai_compatible", url, "run", [(begun, NO_CAPS)])
+        return ledger
+
+    return begin
+
+
+@pytest.mark.usefixtures("dead_owners")
+@pytest.mark.parametrize("flags", [(), ("--cancel",)])
+def test_one_whose_id_was_never_stored_is_found_by_its_token(run: Any, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    with BatchTeacher() as teacher:
+        teacher.polls = 10**6
+        ledger = lose_an_id(teacher, tmp_path / "home")
+        (found,) = run(teacher.url, *flags)["batches"]
+        (batch,) = teacher.batches.values()
+        assert found["batch_id"] == batch.id
+        assert found["said"] == ("cancelling" if flags else "in_progress")
+        assert (batch.cancel_at is not None) == bool(flags)
+        (row,) = ledger.open_batches("openai_compatible", teacher.url)
+        assert (row.batch_id, row.status) == (batch.id, "running")
+
+
+@pytest.mark.usefixtures("dead_owners")
+def test_one_that_may_be_another_s_is_named_and_not_stopped(run: Any, tmp_path: Path) -> None:
+    with BatchTeacher() as teacher:
+        teacher.polls = 10**6
+        ledger = lose_an_id(teacher, tmp_path / "home", "anthropic")
+        (found,) = run(teacher.url, "--cancel", provider="anthropic")["batches"]
+        (batch,) = teacher.batches.values()
+        assert f"perhaps {batch.id}" in found["said"]
+        assert (found["batch_id"], batch.cancel_at) == (None, None)
+        teacher.finish(batch)
+        (found,) = run(teacher.url, "--cancel", provider="anthropic")["batches"]
+        assert (found["batch_id"], found["said"]) == (batch.id, "ended")
+        assert [row.batch_id for row in ledger.open_batches("anthropic", teacher.url)] == [batch.id]
+
+
+@pytest.mark.usefixtures("dead_owners")
+def test_one_that_the_provider_does_not_know_is_shown_and_may_be_given_up(
+    run: Any, never_there: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.cli.batches.LAG_SECONDS", 0.0)
+    with BatchTeacher() as teacher:
+        ledger = never_there(teacher.url)
         (shown,) = run(teacher.url)["batches"]
-        assert shown["said"] == "not known to have reached the provider"
-        assert teacher.operations() == []
+        assert shown["said"] == "not found (the provider does not know it): --cancel gives it up"
+        assert teacher.operations() == ["list"]
+        (shown,) = run(teacher.url, "--cancel")["batches"]
+        assert shown["said"] == "given up, nothing was billed (the provider does not know it)"
+        assert teacher.operations().count("list") == 1 + LOOKS
+        assert ledger.account("run").committed_usd == 0
+        assert run(teacher.url)["batches"] == []
+
+
+@pytest.mark.usefixtures("dead_owners")
+def test_an_endpoint_without_batches_has_none_to_wait_for(run: Any, never_there: Any) -> None:
+    with BatchTeacher() as teacher:
+        ledger = never_there(teacher.url)
+        teacher.fail_next("list", refuse(404), refuse(404))
+        (shown,) = run(teacher.url)["batches"]
+        assert "has no batches" in shown["said"]
+        (shown,) = run(teacher.url, "--cancel")["batches"]
+        assert shown["said"].startswith("given up")
+        assert ledger.open_batches("openai_compatible", teacher.url) == []
+
+
+def test_one_that_a_run_hands_in_right_now_is_not_given_up(
+    run: Any, never_there: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.cli.batches.LAG_SECONDS", 0.0)
+    with BatchTeacher() as teacher:
+        ledger = never_there(teacher.url)
+        (shown,) = run(teacher.url, "--cancel")["batches"]
+        assert "end that run, then cancel again" in shown["said"]
+        assert len(ledger.open_batches("openai_compatible", teacher.url)) == 1

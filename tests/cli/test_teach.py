@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from potstill.cli import main
+from tests.batch_teacher import BatchTeacher
 from tests.fake_teacher import (
     BAD_REQUEST,
     HANG,
@@ -24,7 +25,17 @@ from tests.fake_teacher import (
 )
 
 ROOT = Path(__file__).parents[2]
-SUMMARY = ["prompts", "answered", "quarantined", "attempts", "cost_usd", "total_cost_usd", "unknown_usd", "status"]
+SUMMARY = [
+    "prompts",
+    "answered",
+    "quarantined",
+    "attempts",
+    "cost_usd",
+    "total_cost_usd",
+    "unknown_usd",
+    "at_provider",
+    "status",
+]
 GIVEN_PRICE = f"{PRICE.input_per_million},{PRICE.output_per_million}"
 
 
@@ -79,7 +90,7 @@ def test_the_summary_is_the_last_line_and_a_second_call_asks_nothing(
     assert first.code == 0
     assert list(first.summary) == SUMMARY
     billed = float(teacher.billed_usd)
-    assert first.summary == dict(zip(SUMMARY, (6, 6, 0, 6, billed, billed, 0, "done"), strict=True))
+    assert first.summary == dict(zip(SUMMARY, (6, 6, 0, 6, billed, billed, 0, 0, "done"), strict=True))
     written = [json.loads(line) for line in (prompts.parent / "out/completions.jsonl").read_text().splitlines()]
     assert [(line["id"], line["completion"]) for line in written] == [
         (f"row-{n}", f"answer to #{n:04d}") for n in range(6)
@@ -280,6 +291,36 @@ def test_an_interrupted_command_is_exit_130_and_sums_up_what_was_answered(prompt
     assert (started.returncode, summary["status"], summary["answered"]) == (130, "interrupted", 3)
     assert summary["unknown_usd"] > 0, "what was in flight may be billed"
     assert err == "interrupted: run the same again to go on\n"
+
+
+def test_an_interrupted_command_says_what_is_at_the_provider_and_the_same_one_collects_it(
+    prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BatchTeacher() as teacher:
+        teacher.polls = 10**6
+        given = arguments(prompts, teacher.url, "--mode", "batch", "--batch-poll-seconds", 0.1)
+        started = subprocess.Popen(
+            [sys.executable, "-m", "potstill.cli", *given],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        teacher.wait_for("state")
+        started.send_signal(signal.SIGINT)
+        out, err = started.communicate(timeout=20)
+        summary = json.loads(out)
+        assert (started.returncode, summary["status"]) == (130, "interrupted")
+        assert (summary["attempts"], summary["at_provider"]) == (0, 6)
+        assert err.splitlines()[-2:] == [
+            "6 requests are in batches at the provider: the same command collects them",
+            "interrupted: run the same again to go on",
+        ]
+        for batch in teacher.batches.values():
+            teacher.finish(batch)
+        again = run(capsys, given)
+        assert (again.code, again.summary["answered"], again.summary["at_provider"]) == (0, 6, 0)
+        assert len(teacher.batches) == 1
 
 
 def test_a_prompt_set_is_taught_like_the_file_that_it_was_made_of(

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from potstill.errors import TransientTeacherError
+from potstill.errors import PermanentTeacherError, TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
 from potstill.llm.pricing import Rates
@@ -17,7 +17,7 @@ from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from potstill.teacher.watching import LOOKS
-from tests.batch_teacher import BatchTeacher, refuse
+from tests.batch_teacher import DROP_BEFORE, BatchTeacher, CallFault, refuse
 from tests.fake_teacher import make_teacher, numbered_rows
 
 
@@ -75,7 +75,76 @@ def test_a_creation_that_was_refused_for_now_is_looked_for_before_it_is_handed_i
     assert ask(plan, ledger, said.append).answered == 5
     operations = teacher.operations()
     assert operations[: operations.index("create")].count("list") >= LOOKS
-    assert f"batch {left.token} never reached the provider" in said
+    assert f"batch {left.token} never reached the provider: its prompts may be asked for again" in said
     assert [len(batch.requests) for batch in teacher.batches.values()] == [5]
     assert not teacher.billed_twice()
     assert ledger.account(plan.run).reserved_usd == 0
+
+
+@pytest.mark.parametrize(
+    ("provider", "first", "fault"),
+    [
+        ("openai_compatible", "upload", DROP_BEFORE),
+        ("openai_compatible", "upload", refuse(503)),
+        ("anthropic", "list", refuse(503)),
+    ],
+)
+def test_what_failed_before_anything_was_created_leaves_nothing_behind(
+    ledger: Ledger, teacher: BatchTeacher, provider: str, first: str, fault: CallFault
+) -> None:
+    plan = planned(teacher, provider=provider)
+    teacher.fail_next(first, fault, fault)
+    with pytest.raises(TransientTeacherError, match=r"No batch was created: run the same again, with mode online"):
+        ask(plan, ledger)
+    assert ledger.open_batches(provider, teacher.url) == []
+    assert ledger.account(plan.run).committed_usd == 0
+
+
+@pytest.mark.parametrize(("provider", "first"), [("openai_compatible", "upload"), ("anthropic", "list")])
+def test_an_endpoint_without_batches_says_so_and_locks_no_prompt(
+    ledger: Ledger, teacher: BatchTeacher, provider: str, first: str
+) -> None:
+    plan = planned(teacher, provider=provider)
+    teacher.fail_next(first, refuse(404))
+    with pytest.raises(PermanentTeacherError, match=r"HTTP 404.*has no batches: ask it with mode online"):
+        ask(plan, ledger)
+    assert ledger.open_batches(provider, teacher.url) == []
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai_compatible"])
+@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize("mode", ["batch", "online"])
+def test_a_batch_that_the_endpoint_cannot_have_is_closed_at_the_first_look(
+    ledger: Ledger,
+    teacher: BatchTeacher,
+    monkeypatch: pytest.MonkeyPatch,
+    provider: str,
+    status: int,
+    mode: Literal["batch", "online"],
+) -> None:
+    """It was left in doubt by a run that is over."""
+    left = planned(teacher, provider=provider)
+    teacher.fail_next("create", refuse(429), refuse(429))
+    with pytest.raises(TransientTeacherError):
+        ask(left, ledger)
+    teacher.calls.clear()
+    teacher.fail_next("list", refuse(status))
+    said: list[str] = []
+    plan = planned(teacher, provider=provider, mode=mode)
+    with TeacherSession(plan, ledger, NO_CAPS, RetryPolicy(2, 0.001, 0.01, refusals=0)) as session:
+        report = session.answer_in_batches(say=said.append) if mode == "batch" else session.answer(say=said.append)
+    assert report.answered == 5
+    assert any("has no batches" in line for line in said)
+    assert any(line.endswith("never reached the provider: its prompts may be asked for again") for line in said)
+    assert ledger.open_batches(provider, teacher.url) == []
+    assert not teacher.billed_twice()
+
+
+def test_a_creation_in_doubt_at_an_endpoint_that_lists_nothing_is_no_batch(
+    ledger: Ledger, teacher: BatchTeacher
+) -> None:
+    teacher.fail_next("create", DROP_BEFORE)
+    teacher.fail_next("list", refuse(404))
+    with pytest.raises(PermanentTeacherError, match="has no batches"):
+        ask(planned(teacher, provider="openai_compatible"), ledger)
+    assert ledger.open_batches("openai_compatible", teacher.url) == []

@@ -13,7 +13,7 @@ import orjson
 
 from potstill.errors import TransientTeacherError
 from potstill.llm.batches.base import CLOCK_SKEW_SECONDS, LONGEST_CUSTOM_ID, BatchResult, BatchState, Limits, is_of
-from potstill.llm.batches.calls import Calls
+from potstill.llm.batches.calls import Calls, before_creation
 from potstill.llm.batches.lines import answered, not_done, read_lines, refused
 from potstill.llm.batches.spool import Frame, spooled
 
@@ -67,7 +67,8 @@ class AnthropicBatches:
     async def submit(self, requests: Iterable[tuple[str, dict[str, Any]]], token: str) -> BatchState:
         started = time.time()
         async with spooled(requests, token, _encode, ARRAY, self.limits) as spool:
-            others = {state.id async for state in self._listed(started)}  # what is there already is not ours
+            with before_creation():
+                others = {state.id async for state in self._listed(started)}  # what is there already is not ours
             return await self._calls.created(
                 lambda: self._calls.connection.call("POST", self._path, _read_state, spool=spool),
                 lambda: self.find(token, started, spool.requests, others),
@@ -106,7 +107,7 @@ class AnthropicBatches:
         """The batches created since then, the newest first."""
         after: dict[str, str] = {}
         while True:
-            page = await self._calls.get(self._path, _read_page, limit=PAGE, **after)
+            page = await self._calls.listed(self._path, _read_page, limit=PAGE, **after)
             fresh = [state for state in page.states if state.created_at >= since - CLOCK_SKEW_SECONDS]
             for state in fresh:
                 yield state

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from potstill.errors import UsageError
+from potstill.errors import PermanentTeacherError, TransientTeacherError, UsageError
 from potstill.llm.messages import Reply
 from potstill.llm.providers.base import Failure
 from potstill.records import Usage
@@ -18,6 +18,14 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 CLOCK_SKEW_SECONDS = 300.0
 """How far the provider's clock may lie behind ours."""
+
+
+class NoBatchesError(PermanentTeacherError):
+    """The endpoint has no batches at all, and so none of ours."""
+
+
+class NotCreatedError(TransientTeacherError):
+    """The provider cannot have the batch: it was never asked to create it."""
 
 
 class Limits(NamedTuple):
@@ -87,7 +95,8 @@ class BatchProtocol(Protocol):
         for with `find` before it is created again, so that it is not paid twice.
 
         The token names this batch and no other; every custom id is `custom_id(token, …)`. Errors, besides those of every
-        call: `UsageError` for custom ids, counts or sizes that no batch may have.
+        call: `UsageError` for custom ids, counts or sizes that no batch may have. Of the transient ones only
+        `NotCreatedError` says that there is no batch; the permanent ones all do.
         """
         ...
 
@@ -112,7 +121,7 @@ class BatchProtocol(Protocol):
         """The batch that was submitted with this token, where its id was never stored; None where there is none.
 
         It cannot have been created before `since`, in Unix seconds by our clock; it holds so many `requests`; `known` are
-        the ids of batches that are others.
+        the ids of batches that are others. Errors: `NoBatchesError` where the endpoint has no list of batches.
         """
         ...
 

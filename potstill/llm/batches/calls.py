@@ -2,13 +2,13 @@
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import IO, Any, TypeVar
 
 from potstill.errors import TeacherError, TransientTeacherError
-from potstill.llm.batches.base import BatchState
-from potstill.llm.batches.connection import Connection, LostAnswerError
+from potstill.llm.batches.base import BatchState, NoBatchesError, NotCreatedError
+from potstill.llm.batches.connection import Connection, LostAnswerError, NotThereError
 from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
 
 T = TypeVar("T")
@@ -32,6 +32,11 @@ class Calls:
     async def get(self, path: str, read: Callable[[Any], T], **parameters: Any) -> T:
         """What lies there; see `Connection.call`."""
         return await self.retried(lambda: self.connection.call("GET", path, read, params=parameters))
+
+    async def listed(self, path: str, read: Callable[[Any], T], **parameters: Any) -> T:
+        """A page of the list of batches."""
+        with needing_batches():
+            return await self.get(path, read, **parameters)
 
     async def retried(self, call: Callable[[], Awaitable[T]]) -> T:
         """The outcome of a call that may be carried out twice."""
@@ -128,3 +133,22 @@ class Calls:
             return start.partition(b"\n")[0]
 
         return await self.retried(read)
+
+
+@contextmanager
+def before_creation() -> Iterator[None]:
+    """What fails in here has created no batch."""
+    try:
+        yield
+    except TransientTeacherError as error:
+        said = "No batch was created: run the same again, with mode online where that stays so"
+        raise NotCreatedError(f"{error}. {said}") from None
+
+
+@contextmanager
+def needing_batches() -> Iterator[None]:
+    """Calls in here are answered by every endpoint that has batches."""
+    try:
+        yield
+    except NotThereError as error:
+        raise NoBatchesError(f"{error}: this endpoint has no batches: ask it with mode online") from None

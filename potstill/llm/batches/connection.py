@@ -21,10 +21,15 @@ T = TypeVar("T")
 
 SLOWEST_BYTES_PER_SECOND = 100_000
 """An upload that is slower than this is given up."""
+NOT_THERE = frozenset({404, 405})
 
 
 class LostAnswerError(UnansweredError):
     """Nobody can say whether the call was carried out."""
+
+
+class NotThereError(PermanentTeacherError):
+    """Nothing lies at this address of the endpoint, or nothing that takes such a call."""
 
 
 class Connection:
@@ -129,7 +134,10 @@ class Connection:
     def _check(self, response: httpx.Response) -> None:
         if not response.is_success:
             body = self._endpoint.parse(response.content)
-            raise self._error(self.provider.read_error(response.status_code, body, response.headers))
+            failure = self.provider.read_error(response.status_code, body, response.headers)
+            if response.status_code in NOT_THERE and failure.cause == "run":
+                raise NotThereError(f"{self._base_url}: {failure.message}")
+            raise self._error(failure)
 
     def _error(self, failure: Failure) -> Exception:
         message = f"{self._base_url}: {failure.message}"

@@ -12,7 +12,7 @@ import orjson
 
 from potstill.errors import TransientTeacherError
 from potstill.llm.batches.base import CLOCK_SKEW_SECONDS, LONGEST_CUSTOM_ID, BatchResult, BatchState, Limits
-from potstill.llm.batches.calls import Calls
+from potstill.llm.batches.calls import Calls, before_creation, needing_batches
 from potstill.llm.batches.lines import answered, malformed, not_done, read_lines, refused
 from potstill.llm.batches.spool import Frame, spooled
 from potstill.llm.providers.base import Failure
@@ -52,9 +52,10 @@ class OpenAIBatches:
         started = time.time()
         async with spooled(requests, token, _encode, JSON_LINES, self.limits) as spool:
             form = {"purpose": "batch"}
-            file_id = await self._calls.retried(  # a file that is uploaded twice costs nothing
-                lambda: self._calls.connection.call("POST", "/files", _file_id, spool=spool, form=form)
-            )
+            with needing_batches(), before_creation():
+                file_id = await self._calls.retried(  # a file that is uploaded twice costs nothing
+                    lambda: self._calls.connection.call("POST", "/files", _file_id, spool=spool, form=form)
+                )
             count = spool.requests
         order = {
             "input_file_id": file_id,
@@ -91,7 +92,7 @@ class OpenAIBatches:
     ) -> BatchState | None:
         after: dict[str, str] = {}
         while True:
-            page = await self._calls.get("/batches", self._read_page, limit=PAGE, **after)
+            page = await self._calls.listed("/batches", self._read_page, limit=PAGE, **after)
             for state, found in page.states:
                 if found == token and state.id not in known:
                     return state
