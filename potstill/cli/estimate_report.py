@@ -26,7 +26,7 @@ class SmokeReport(Row):
     attempts: int
     """Behind these answers, whenever they were made."""
     wasted: int
-    """Those that were billed, or may have been, and gave no answer; the estimate holds their share."""
+    """Those that were billed, or may have been, and gave no answer; included in the estimate."""
 
 
 class MachineCost(Row):
@@ -138,7 +138,10 @@ def _lines(report: CostReport) -> Iterator[tuple[str, str]]:
         f"{smoke.quarantined} of {smoke.answers} answers" + (f": {reasons}" if reasons else ""),
     )
     if smoke.wasted:
-        yield "paid for nothing", f"{smoke.wasted} of {smoke.attempts} attempts; the estimate holds their share"
+        yield (
+            "billed, or perhaps billed, without an answer",
+            f"{smoke.wasted} of {smoke.attempts} attempts; included in the estimate",
+        )
     yield "still to be asked", f"{report.missing:,} of {report.answers:,} answers to {report.prompts:,} prompts"
     if (tokens := report.tokens) is not None and report.missing:
         yield "tokens of input", _shown(tokens.input)

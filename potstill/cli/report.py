@@ -8,7 +8,7 @@ from potstill.cli.console import AsJson, say
 
 
 def report(name: Annotated[str, Parameter(name="RECIPE", negative="")], /, *, as_json: AsJson = False) -> int:
-    """Write the page of a recipe's latest run anew, out of what is kept.
+    """Write the page of a recipe's latest run again, out of what is kept.
 
     Args:
         name: The recipe's name, or the path of a run.json.

@@ -227,7 +227,7 @@ def test_the_machine_s_share_is_what_the_same_base_took_before(
     assert told["base_outputs"]["seconds"] == pytest.approx(splits["test"] * 6)
     for stage in ("training", "base_outputs"):
         assert told[stage]["cost_usd"] == pytest.approx(told[stage]["seconds"] / 100)
-        assert told[stage]["how"].endswith("as the last time")
+        assert told[stage]["how"].endswith("as in the latest run")
 
 
 def test_a_key_that_is_refused_is_exit_6_with_the_remedy_and_nothing_counts_as_answered(
