@@ -242,7 +242,7 @@ def load_artifact(directory: Path, kind: str, *, expected_digest: str | None = N
     """
     manifest = read_manifest(directory)
     if manifest.kind != kind:
-        raise ArtifactMissingError(f"{directory} holds a {manifest.kind}, not a {kind}: name another directory")
+        raise ArtifactMissingError(f"{directory} is a {manifest.kind} artefact, not a {kind}: name another directory")
     if expected_digest is not None and manifest.digest != expected_digest:
         raise ArtifactMissingError(f"{directory} holds {manifest.digest[:12]}, not {expected_digest[:12]}")
     if manifest.digest != fingerprint({"kind": kind, "files": manifest.files}):

@@ -124,7 +124,8 @@ def _show(run: RunSummary, served: Served | None, seconds: float) -> None:
     }
     if served is not None:
         asked = str(served.golden.messages[-1]["content"]).strip().splitlines()[0]
-        remarks["asked"] = f"{asked[:76]} (a test prompt that it answered rightly: is what serves what was tested?)"
+        why = "a test prompt it answered correctly, asked again: is the served model the tested one?"
+        remarks["asked"] = f"{asked[:76]} ({why})"
         remarks["served answer"] = f"{served.answer} (expected {served.golden.expected})"
     show_run(run, console, remarks={**remarks, "took": f"{seconds} s"})
     console.print("The teacher of this demo replays the true labels: it scores 1.00 by construction.", style="dim")

@@ -57,7 +57,7 @@ def expect_times(recipe: Recipe, prompts: ArtifactRef, summary: CurationSummary,
 def _scaled(seconds_each: float | None, count: float, unit: str) -> MachineTime:
     if seconds_each is None:
         return MachineTime(None, FIRST_RUN)
-    return MachineTime(seconds_each * count, f"{count:,.0f} × {seconds_each:.3g} s a {unit}, as the last time")
+    return MachineTime(seconds_each * count, f"{count:,.0f} × {seconds_each:.3g} s per {unit}, as in the latest run")
 
 
 def _is_made(recipe: Recipe, prompts: ArtifactRef, store: ArtifactStore) -> bool:

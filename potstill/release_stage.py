@@ -20,7 +20,7 @@ def publish(
     decision: ArtifactRef,
     store: ArtifactStore,
 ) -> Release:
-    """Publish a student with golden prompts out of the test split: what it answered rightly when it was evaluated."""
+    """Publish a student with golden prompts out of the test split: what it answered correctly when it was evaluated."""
     right = {
         line.prompt_id for line in read_scores(store.path(evaluation)) if line.arm == CANDIDATE and line.score == 1
     }

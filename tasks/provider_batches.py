@@ -33,7 +33,7 @@ def ask_in_batches(recipe: Recipe, prompts: ArtifactRef) -> BatchReport | None:
             return session.collect_batches(say)
         report = session.answer_in_batches(say=say)
     get_run_logger().info(
-        "%d of %d answers stood in the ledger, %d came in batches for %s USD, %d are refused, %d missing",
+        "%d of %d answers were already in the ledger, %d came in batches for %s USD, %d are refused, %d missing",
         *(report.found, report.answers, report.answered, report.cost_usd, report.refused, report.unanswered),
     )
     if report.unanswered and not recipe.teacher.stragglers_online:

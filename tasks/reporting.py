@@ -15,7 +15,7 @@ STATE_NAMES = {"passed": "Completed", "rejected": "GateRejected", "undecided": "
 
 @task(cache_policy=NO_CACHE, result_serializer="json")
 def report(run: RunRecord) -> RunSummary:
-    """The run's page and its figures; written anew each time, from what is kept."""
+    """The run's page and its figures; written again each time, from what is kept."""
     summary = write_report(run, open_store())
     create_markdown_artifact(summary.describe(), key="summary", description="The run in figures")
     create_link_artifact(f"file://{summary.report}", key="report", link_text="report.html")

@@ -24,7 +24,7 @@ FILLERS = ("the", "my", "please", "help", "with", "is", "and", "cannot", "why")
 
 
 class Tickets(NamedTuple):
-    """A request log whose label hangs on one word of the prompt, and the recorded answers to it."""
+    """A request log whose label depends on one word of the prompt, and the recorded answers to it."""
 
     log: Path
     answers: Path

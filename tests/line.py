@@ -26,7 +26,7 @@ ORPHAN_SECONDS = 15
 
 
 class Outcome(NamedTuple):
-    """What a run comes to; nothing in it hangs on the clock."""
+    """What a run comes to; nothing in it depends on the clock."""
 
     verdict: str
     spent_usd: Decimal

@@ -216,7 +216,7 @@ class TestDamage:
     def test_another_kind_or_another_digest_is_missing(self, store, ref):
         directory = store.root / ref.uri
         assert load_artifact(directory, "Rows", expected_digest=ref.digest).digest == ref.digest
-        with pytest.raises(ArtifactMissingError, match="holds a Rows, not a Other"):
+        with pytest.raises(ArtifactMissingError, match="is a Rows artefact, not a Other"):
             load_artifact(directory, "Other")
         with pytest.raises(ArtifactMissingError, match=r"not dddddddddddd"):
             load_artifact(directory, "Rows", expected_digest="d" * 64)

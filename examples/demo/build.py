@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("docroute", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    rng = random.Random("potstill demo")  # noqa: S311  # reproducible noise, no secret hangs on it
+    rng = random.Random("potstill demo")  # noqa: S311  # reproducible noise, no secret depends on it
     documents = read_documents(arguments.docroute)
     chosen, rest = documents[:NUM_PROMPTS], documents[NUM_PROMPTS:]
     notes = plan_notes(chosen)

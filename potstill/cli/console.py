@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from typing import Annotated, Any, Protocol
 
 import orjson
@@ -14,6 +14,8 @@ from potstill.errors import BudgetReachedError, NotAuthorisedError, TransientTea
 
 PLAIN_SECONDS = 5.0
 """How often a progress line is printed where there is no terminal."""
+MICRO = Decimal("1e-6")
+"""To which money is rounded up for people."""
 
 AsJson = Annotated[
     bool, Parameter(name="--json", negative="", show_default=False, help="Print the summary as JSON, as the last line.")
@@ -107,7 +109,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
     if isinstance(value, Decimal):
-        return f"{value.normalize():f}"
+        return f"{value.quantize(MICRO, ROUND_UP).normalize():f}"
     return "–" if value in (None, "") else str(value)
 
 

@@ -26,7 +26,7 @@ class SmokeReport(Row):
     attempts: int
     """Behind these answers, whenever they were made."""
     wasted: int
-    """Those that were billed, or may have been, and gave no answer; the estimate holds their share."""
+    """Those that were billed, or may have been, and gave no answer; included in the estimate."""
 
 
 class MachineCost(Row):
@@ -53,13 +53,15 @@ class Allowance(Row):
         high = cost.bound_usd if cost.high_usd is None else cost.high_usd
         return "yes" if high <= self.left_usd else "expected"
 
-
-FITS = {
-    "yes": "fits, the upper end of the interval too",
-    "expected": "the expected cost fits, the upper end of the interval does not",
-    "no": "does not fit",
-    "unknown": "not known",
-}
+    def describe(self, cost: Cost) -> str:
+        """How it fits, in words that fit what is known of the cost."""
+        fits = self.fits(cost)
+        if fits == "yes":
+            return "fits, even at most" if cost.high_usd is None else "fits, the upper end of the interval too"
+        if fits == "expected":
+            most = "the cost at most" if cost.high_usd is None else "the upper end of the interval"
+            return f"the expected cost fits, {most} does not"
+        return "does not fit" if fits == "no" else "not known"
 
 
 class CostReport(Row):
@@ -138,16 +140,19 @@ def _lines(report: CostReport) -> Iterator[tuple[str, str]]:
         f"{smoke.quarantined} of {smoke.answers} answers" + (f": {reasons}" if reasons else ""),
     )
     if smoke.wasted:
-        yield "paid for nothing", f"{smoke.wasted} of {smoke.attempts} attempts; the estimate holds their share"
+        yield (
+            "billed, or perhaps billed, without an answer",
+            f"{smoke.wasted} of {smoke.attempts} attempts; included in the estimate",
+        )
     yield "still to be asked", f"{report.missing:,} of {report.answers:,} answers to {report.prompts:,} prompts"
     if (tokens := report.tokens) is not None and report.missing:
         yield "tokens of input", _shown(tokens.input)
         reasoning = f", {tokens.reasoning_share:.0%} of them reasoning" if tokens.reasoning_share else ""
         yield "tokens of output", _shown(tokens.output) + reasoning
     for row in report.budget:
-        fits = row.fits(report.teacher[report.mode])
+        fits = row.describe(report.teacher[report.mode])
         left = f"{format_usd(row.left_usd)} left of {format_usd(row.cap_usd)}"
-        yield f"budget {row.name}", f"{left}: {FITS[fits]}"
+        yield f"budget {row.name}", f"{left}: {fits}"
     if not report.budget:
         yield "budget", "none: nothing stops the spending"
     if report.note:

@@ -105,7 +105,7 @@ def _answerer(
     from potstill.training.launch import KIND, read_spec
 
     if sum(given is not None for given in (student, release, base)) != 1:
-        raise UsageError("who shall answer? Give one of --student DIR, --release RECIPE and --base MODEL")
+        raise UsageError("which model should answer? Give one of --student DIR, --release RECIPE and --base MODEL")
     if student is not None:
         load_artifact(student, KIND)
         return Answerer(student=read_spec(student).student, adapter=adapter_of(student))

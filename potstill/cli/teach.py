@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from decimal import Decimal
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from potstill.recipe import Task
-
-WITHOUT_FLAG = ("headers", "api_version", "response_schema", "top_p", "stop", "prompt_caching")
-"""Fields of a recipe's teacher that `--set` gives a value."""
 
 
 def teach(
@@ -138,13 +137,18 @@ def teach(
 
 
 def _more(overrides: Iterable[str]) -> dict[str, Any]:
+    from potstill.cli.flags import SHORTER, WITHOUT_FLAG, flag_of
     from potstill.recipe_file import apply_override
 
     fields: dict[str, Any] = {}
     for override in overrides:
-        name, *_ = apply_override(fields, override)
+        name, *_ = map(str, apply_override(fields, override))
+        if SHORTER.get(name, name) in inspect.signature(teach).parameters:
+            raise UsageError(f"--set {override}: {name} has a flag of its own: {flag_of(name)}")
         if name not in WITHOUT_FLAG:
-            raise UsageError(f"--set {override}: what has no flag of its own is {', '.join(WITHOUT_FLAG)}")
+            near = get_close_matches(name.replace("-", "_"), WITHOUT_FLAG, n=1, cutoff=0.85)
+            meant = f"did you mean {near[0]}? W" if near else "w"
+            raise UsageError(f"--set {override}: {meant}hat has no flag of its own is {', '.join(WITHOUT_FLAG)}")
     return fields
 
 

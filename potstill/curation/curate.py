@@ -221,8 +221,17 @@ class _Curator:
                 f"{shown}. First: {first.file}:{first.line}: {first.reason}. All of them: {kept_in}"
             )
         if kept == 0:
-            there = ", ".join(f"{name or '(none)'} ({count})" for name, count in self.workloads.most_common(5))
-            raise DataError(f"{names}: no prompt of workload {self.config.workload!r}: the log has {there or 'none'}")
+            raise DataError(f"{names}: no prompt of workload {self.config.workload!r}: {self._describe_workloads()}")
+
+    def _describe_workloads(self) -> str:
+        """What the log has instead of the workload that was asked for."""
+        unnamed = self.workloads[""]
+        named = [f"{name} ({count})" for name, count in self.workloads.most_common() if name][:5]
+        said = [f"the log has {', '.join(named) or 'none'}"] if named or not unnamed else []
+        if unnamed:
+            lines = "1 line has" if unnamed == 1 else f"{unnamed} lines have"
+            said.append(f"{lines} no workload_id: leave curation.workload out")
+        return "; ".join(said)
 
 
 def quarantined_line(path: Path, line: Line) -> QuarantinedLine:

@@ -1,7 +1,7 @@
 """What was spent, as the ledger knows it: exact where a reply said so, a mean beside an upper bound where none did."""
 
 from collections.abc import Iterable
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from typing import NamedTuple
 
 from potstill.ledger.entries import KeyCost
@@ -9,6 +9,13 @@ from potstill.records import Row
 
 BILLED = frozenset({"answered", "unusable"})
 """The statuses of attempts that a reply put a price on."""
+
+NANO = Decimal("1e-9")
+
+
+def to_nano(usd: Decimal) -> Decimal:
+    """A cost that comes of a division, with 9 decimals, rounded up."""
+    return usd.quantize(NANO, ROUND_UP)
 
 
 class SpendRow(NamedTuple):
@@ -57,7 +64,7 @@ class Spend(NamedTuple):
     @property
     def estimate_usd(self) -> Decimal:
         """What was spent, an unknown attempt taken for a mean one, and for its upper bound before there is a mean."""
-        unknown = self.unknown * self.mean_usd if self.billed else self.unknown_usd
+        unknown = to_nano(self.unknown * self.mean_usd) if self.billed else self.unknown_usd
         return self.cost_usd + min(unknown, self.unknown_usd)
 
 

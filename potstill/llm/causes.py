@@ -1,6 +1,9 @@
 """What lies behind a connection that failed."""
 
+import errno
+import os
 import socket
+import ssl
 from collections.abc import Iterator
 
 
@@ -17,3 +20,13 @@ def is_unknown_host(error: BaseException, *, was_known: bool) -> bool:
     """Whether a host has no address. Of one that has had one, only where the resolver says so for certain."""
     found = [cause for cause in causes(error) if isinstance(cause, socket.gaierror)]
     return any(not was_known or cause.errno != socket.EAI_AGAIN for cause in found)
+
+
+def why_unconnected(error: BaseException) -> str | None:
+    """The system's words for a connection that was not made, such as `connection refused`; None where it has none."""
+    inner = getattr(error, "os_error", None)
+    number = inner.errno if isinstance(inner, OSError) and not isinstance(inner, ssl.SSLError) else None
+    if number is None or number not in errno.errorcode:
+        return None
+    said = os.strerror(number)
+    return said[:1].lower() + said[1:]

@@ -1,5 +1,6 @@
 """The one client of chat-completion endpoints: teacher, student and judge are all asked through it."""
 
+import re
 from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -8,7 +9,7 @@ from urllib.parse import urlencode
 import aiohttp
 import orjson
 
-from potstill.llm.causes import causes, is_unknown_host
+from potstill.llm.causes import causes, is_unknown_host, why_unconnected
 from potstill.llm.endpoint import CONNECT_SECONDS, Endpoint, is_late, trusted
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure, Limit, LimitName
@@ -17,6 +18,7 @@ from potstill.llm.providers.errors import hidden_status
 IDLE_SECONDS = 4.0
 """A pooled connection that rests longer is closed: uvicorn, and so vLLM, would close it after 5 s, perhaps just as a
 request leaves. HTTP/1.1 cannot tell whether such a request was read, so it is never sent again as if it were not."""
+_VERSION = re.compile(r"/v\d")
 LONGEST_REPLY_BYTES = 64 * 2**20
 NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -109,6 +111,8 @@ class ChatClient:
         body = self._endpoint.parse(content)
         if not 200 <= status < 300:
             failure = self.provider.read_error(status, body, headers)
+            if status in {404, 405}:
+                failure = failure._replace(message=failure.message + self._where_base_url_ends())
             return Attempt(failure, status, may_be_billed=False, limits=limits)
         outcome = self.provider.read_reply(body)
         if isinstance(outcome, Failure) and (hidden := hidden_status(body)) is not None:
@@ -116,6 +120,12 @@ class ChatClient:
             return Attempt(failure, hidden, may_be_billed=False, limits=limits)
         unreadable = isinstance(outcome, Failure) and outcome.usage is None
         return Attempt(outcome, status, may_be_billed=unreadable, limits=limits)
+
+    def _where_base_url_ends(self) -> str:
+        """What to say of an address that does not look like the base of an API."""
+        path = self.provider.path()
+        is_base = _VERSION.search(self.base_url) is not None and not self.base_url.endswith(path)
+        return "" if is_base else f"; base_url ends before {path}, usually in /v1"
 
     def _lost(self, error: BaseException) -> Attempt:
         """The attempt of a request that left, and whose answer did not come whole."""
@@ -131,8 +141,9 @@ class ChatClient:
             message = f"no host named {self._endpoint.host}: check base_url and the network"
             return Attempt(Failure("run", message), None, may_be_billed=False)
         if isinstance(error, NEVER_SENT):
-            failure = Failure("transient", f"no connection to {self.base_url}: {self._endpoint.describe(error)}")
-            return Attempt(failure, None, may_be_billed=False)
+            late = f"none was made within {CONNECT_SECONDS:g} s" if is_late(error) else None
+            why = late or why_unconnected(error) or self._endpoint.describe(getattr(error, "os_error", error))
+            return Attempt(Failure("transient", f"no connection: {why}"), None, may_be_billed=False)
         return None
 
 

@@ -32,7 +32,8 @@ TERMS = {
     "api.groq.com": Terms("unknown", "https://groq.com/terms-of-use"),
     "api.fireworks.ai": Terms("unknown", "https://fireworks.ai/terms-of-service"),
 }
-"""By host; a name that begins with a dot stands for every host that ends so. What is unknown hangs on model or contract."""
+"""By host; a name that begins with a dot stands for every host that ends so. What is unknown depends on model or
+contract."""
 
 
 def terms_of(teacher: Teacher) -> Terms:

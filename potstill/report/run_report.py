@@ -12,6 +12,7 @@ from potstill.evaluation.metrics import ArmMetrics, EvalReport
 from potstill.evaluation.report import read_arms, read_report
 from potstill.gate import CANDIDATE, GateDecision, Verdict
 from potstill.gate_stage import read_decision
+from potstill.ledger.spend import to_nano
 from potstill.records import Row
 from potstill.report.page import (
     ArmRow,
@@ -191,8 +192,8 @@ def _cost_per_1k(run: RunRecord, spend: CompletionsSummary, store: ArtifactStore
     speed = read_speed(store.path(read_arms(store.path(run.evaluation))[CANDIDATE]))
     per_hour = run.recipe.serving.usd_per_hour
     answers = spend.answered + spend.quarantined
-    teacher = spend.total_cost_usd / answers * THOUSAND
-    student = per_hour / 3600 * Decimal(f"{speed.seconds_per_prompt:.6f}") * THOUSAND
+    teacher = to_nano(spend.total_cost_usd / answers * THOUSAND)
+    student = to_nano(per_hour / 3600 * Decimal(f"{speed.seconds_per_prompt:.6f}") * THOUSAND)
     return CostPer1k(
         teacher=teacher,
         student=student,

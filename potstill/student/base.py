@@ -27,7 +27,7 @@ class Base(NamedTuple):
     revision: str | None
     """The commit of a hub id."""
     identity: str
-    """What stays the same as long as the weights do; part of every key that hangs on them."""
+    """What stays the same as long as the weights do; part of every key that depends on them."""
 
 
 def resolve_base(student: Student, store: ArtifactStore) -> Base:

@@ -43,7 +43,7 @@ class BatchReport(Row):
 
     answers: int
     found: int
-    """Answers that stood in the ledger already."""
+    """Answers that were already in the ledger."""
     answered: int
     refused: int
     """Requests that the provider rejects for what they are."""
@@ -56,13 +56,13 @@ class BatchReport(Row):
 
     def describe(self) -> str:
         return (
-            f"{self.found} of {self.answers} answers stood in the ledger, {self.answered} asked for in {self.attempts} "
-            f"attempts for {self.cost_usd} USD, {self.refused} refused"
+            f"{self.found} of {self.answers} answers were already in the ledger, {self.answered} asked for in "
+            f"{self.attempts} attempts for {self.cost_usd} USD, {self.refused} refused"
         )
 
 
 class Step(NamedTuple):
-    """What has been added since the last one: an attempt, or answers that stood in the ledger already."""
+    """What has been added since the last one: an attempt, or answers that were already in the ledger."""
 
     attempts: int = 0
     answered: int = 0

@@ -3,7 +3,7 @@
     python -m potstill.teacher.replay ANSWERS --port N
 
 ANSWERS holds `{"messages", "completion"}` lines: the demo's answers, or the `completions.jsonl` of `potstill teach`.
-Latency is lognormal (sigma 0.5) around its median and hangs on the prompt and the seed only. Tokens are UTF-8 bytes / 4,
+Latency is lognormal (sigma 0.5) around its median and depends on the prompt and the seed only. Tokens are UTF-8 bytes / 4,
 rounded up. Requests and tokens a minute are real token buckets that hold one minute's worth; the headers mirror them.
 """
 
@@ -130,7 +130,7 @@ class Replay:
             return self._refuse(429, digest, "rate_limit_exceeded", message, {"retry-after": f"{math.ceil(wait)}"})
         for name, bucket in self.buckets.items():
             bucket.level -= asked[name]
-        rng = random.Random(digest)  # noqa: S311  # the latency of a demo, no secret hangs on it
+        rng = random.Random(digest)  # noqa: S311  # the latency of a demo, no secret depends on it
         await asyncio.sleep(self.latency_ms / 1000 * rng.lognormvariate(0, 0.5))
         if key not in self.answers:
             return self._refuse(400, digest, "no_recorded_answer", "No answer to this prompt was recorded.")

@@ -30,7 +30,7 @@ class OrderedByEpoch(Sampler[int]):
 
 
 class ResumableSFTTrainer(SFTTrainer):
-    """TRL's trainer with an order that does not hang on when the run was interrupted."""
+    """TRL's trainer with an order that does not depend on when the run was interrupted."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         sampler = super()._get_train_sampler(train_dataset)

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ from filelock import FileLock
 
 from potstill.artifacts import ArtifactStore, StageKey, load_artifact
 from potstill.cli import COMMANDS, main
+from potstill.cli.console import say
 from potstill.curation.curate import stage_key
 from potstill.errors import DataError, RecipeError
 from potstill.recipe import Curation, Student, Training
 from potstill.records import Prompt, read_parquet
+from potstill.report.run_report import RunSummary
 from potstill.training.spec import TrainingSpec
 
 RECIPE = """\
@@ -135,6 +138,27 @@ class TestUsage:
         assert ended.code == 2
         assert said in " ".join(ended.err.replace("│", " ").split())
         assert ended.out == ""
+
+    def test_money_is_printed_with_six_decimals_and_by_report_as_dollars(self, potstill, monkeypatch, capsys):
+        say({"total_cost_usd": Decimal("0.003262884615384615"), "cost_usd": Decimal(0)}, as_json=False)
+        assert capsys.readouterr().out == "total cost usd  0.003263\ncost usd        0\n"
+        per_1k = {"teacher": Decimal("0.06660256410256410"), "student": None}
+        summary = RunSummary(
+            recipe="r",
+            verdict="passed",
+            headline="Passed.",
+            arms={},
+            spent_usd=Decimal("1.5"),
+            unknown_usd=Decimal(0),
+            cost_per_1k_usd=per_1k,
+            release=None,
+            report="report.html",
+        )
+        monkeypatch.setattr("potstill.run_record.find_record", lambda root, name: None)
+        monkeypatch.setattr("potstill.report.run_report.write_report", lambda record, store: summary)
+        shown = potstill("report", "r").out
+        assert "cost per 1k usd  teacher $0.0666, student unknown\n" in shown
+        assert "spent usd        $1.50\n" in shown
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import yaml
 
 from potstill.artifacts import ArtifactStore
 from potstill.cli import main
+from potstill.cli.estimate_report import Allowance
 from potstill.recipe import Student
+from potstill.teacher.estimate import Cost
 from tests.batch_teacher import BatchTeacher
 from tests.estimating import Ended, record_earlier_run
 from tests.fake_teacher import BAD_REQUEST, PRICE, SERVER_ERROR, FakeTeacher, error
@@ -204,6 +207,24 @@ def test_smoke_is_how_many_are_asked_and_a_larger_one_asks_only_what_it_has_more
     assert set(everything["teacher"]["online"].values()) == {0}
 
 
+@pytest.mark.parametrize(
+    ("expected", "high", "left", "says"),
+    [
+        (None, None, 3, "fits, even at most"),
+        (None, None, 2, "not known"),
+        (1, None, 3, "fits, even at most"),
+        (1, None, 2, "the expected cost fits, the cost at most does not"),
+        (1, 2, 2, "fits, the upper end of the interval too"),
+        (1, 2, 1, "the expected cost fits, the upper end of the interval does not"),
+        (1, 2, 0, "does not fit"),
+    ],
+)
+def test_a_budget_is_held_against_what_is_known(expected: int | None, high: int | None, left: int, says: str) -> None:
+    usd = [None if value is None else Decimal(value) for value in (expected, high)]
+    cost = Cost(expected_usd=usd[0], low_usd=usd[1] and Decimal(0), high_usd=usd[1], bound_usd=Decimal(3))
+    assert Allowance(name="run_usd", cap_usd=Decimal(9), left_usd=Decimal(left)).describe(cost) == says
+
+
 def test_a_recipe_in_batches_is_asked_its_smoke_online_and_without_a_cap_it_is_told_so(estimate: Estimate) -> None:
     with BatchTeacher() as teacher:
         shown = estimate(teacher.url, "--smoke", 2, teacher={"mode": "batch"})
@@ -227,7 +248,7 @@ def test_the_machine_s_share_is_what_the_same_base_took_before(
     assert told["base_outputs"]["seconds"] == pytest.approx(splits["test"] * 6)
     for stage in ("training", "base_outputs"):
         assert told[stage]["cost_usd"] == pytest.approx(told[stage]["seconds"] / 100)
-        assert told[stage]["how"].endswith("as the last time")
+        assert told[stage]["how"].endswith("as in the latest run")
 
 
 def test_a_key_that_is_refused_is_exit_6_with_the_remedy_and_nothing_counts_as_answered(

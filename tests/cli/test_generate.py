@@ -24,8 +24,8 @@ def chat(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "who shall answer? Give one of --student DIR, --release RECIPE and --base MODEL"),
-        (["--base", ".", "--release", "r"], "who shall answer?"),
+        ([], "which model should answer? Give one of --student DIR, --release RECIPE and --base MODEL"),
+        (["--base", ".", "--release", "r"], "which model should answer?"),
         (["--student", "gone"], "gone has no manifest.json"),
         (["--release", "router"], "model 'router' is not released; nothing is released yet"),
         (["--base", "./gone"], "student.base ./gone: no such directory"),

@@ -159,8 +159,12 @@ def test_a_spent_budget_is_exit_5_keeps_its_answers_and_a_higher_one_goes_on(
         (["--ledger", "nonsense"], 2, "ledger nonsense"),
         (["--choose", "scorer"], 2, "give --kind, or choose first or majority"),
         (["--set", "top_k=5"], 2, "--set top_k=5: what has no flag of its own is headers, api_version"),
-        (["--set", "top_p=5"], 2, "--top-p 5: input should be less than or equal to 1"),
-        (["--set", "headers.authorization=sk-secret"], 2, "--headers: authorization would carry a key"),
+        (["--set", "top_p=5"], 2, "--set top_p=5: input should be less than or equal to 1"),
+        (["--set", "temperature=0.5"], 2, "temperature has a flag of its own: --temperature"),
+        (["--set", "timeout_seconds=5"], 2, "timeout_seconds has a flag of its own: --timeout"),
+        (["--set", "top-p=0.5"], 2, "--set top-p=0.5: did you mean top_p? What has no flag of its own is headers,"),
+        (["--kind", "classification", "--labels", "billing"], 2, "at least two labels: list them in --labels"),
+        (["--set", "headers.authorization=sk-secret"], 2, "--set headers: authorization would carry a key"),
         (["--set", "stop"], 2, "--set stop: write it as FIELD=VALUE"),
         (["--set", "stop=["], 2, "--set stop=[: not valid YAML"),
         (["--api-key-env", "NO_SUCH_KEY"], 6, "NO_SUCH_KEY is not set"),
@@ -236,7 +240,7 @@ def test_a_server_that_is_down_is_exit_1_and_says_what_to_do(
         url = teacher.url
     ended = run(capsys, arguments(prompts, url))
     assert (ended.code, ended.summary["status"], ended.summary["answered"]) == (1, "incomplete", 0)
-    assert f"no answer from {url}" in ended.err
+    assert f"no answer from {url}: no connection: connection refused. Run" in ended.err
     assert "Run the same again" in ended.err
 
 

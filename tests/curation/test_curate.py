@@ -198,6 +198,12 @@ class TestFailures:
         with pytest.raises(DataError, match=r"no prompt of workload 'wrong': the log has right \(2\), other \(1\)"):
             run(logged("a", "right"), logged("b", "right"), logged("c", "other"), workload="wrong")
 
+    def test_a_workload_of_chat_lines_is_to_be_left_out(self, run):
+        with pytest.raises(DataError, match=r"'router': 2 lines have no workload_id: leave curation\.workload out$"):
+            run(chat("a"), chat("b"), workload="router")
+        with pytest.raises(DataError, match=r"the log has other \(1\); 1 line has no workload_id: leave"):
+            run(chat("a"), logged("c", "other"), workload="router")
+
     def test_a_failed_curation_leaves_no_artefact(self, run, tmp_path):
         with pytest.raises(DataError):
             run(b"{")

@@ -133,7 +133,7 @@ class Teaching:
         self._url = f"sqlite:///{root / 'ledger.db'}"
         self._prompts = write_prompts(root / "prompts.jsonl", PROMPTS)
         self.kept: list[tuple[int, set[str]]] = []
-        """At each kill: how many requests had come, and the marks of the answers that stood in the ledger."""
+        """At each kill: how many requests had come, and the marks of the answers that were already in the ledger."""
 
     def start(self, name: str) -> "subprocess.Popen[bytes]":
         endpoint = ["--provider", "openai_compatible", "--base-url", self._teacher.url, "--model", "fake-1"]

@@ -15,7 +15,7 @@ from potstill.errors import UsageError
 from potstill.ledger import AttemptPlan, Caps, Ledger, Settlement, Status
 from potstill.ledger.database import KEYS_A_QUERY
 from potstill.ledger.entries import NO_CAPS, Admission
-from potstill.ledger.spend import add_up
+from potstill.ledger.spend import Spend, add_up
 from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
 from potstill.records import Usage
@@ -200,6 +200,11 @@ def test_what_a_run_and_a_month_have_spent_is_told_by_purpose_model_and_status(l
 def test_an_unknown_bill_is_taken_for_its_upper_bound_before_there_is_a_mean(ledger: Ledger) -> None:
     settle(ledger, begun(ledger, plan("a")), plan("a"), "unknown")
     assert add_up(ledger.spend("run")).estimate_usd == Decimal("0.01")
+
+
+def test_an_estimate_has_no_more_than_nine_decimals() -> None:
+    spend = Spend(billed=3, unknown=1, cost_usd=Decimal("0.001"), unknown_usd=Decimal(1))
+    assert spend.estimate_usd == Decimal("0.001333334")
 
 
 def test_what_was_refused_for_good_is_not_missing(ledger: Ledger) -> None:

@@ -123,7 +123,21 @@ async def test_a_server_that_is_not_there_was_never_asked(teacher: FakeTeacher) 
         attempt = await ask(client)
     assert isinstance(attempt.outcome, Failure)
     assert (attempt.outcome.cause, attempt.may_be_billed) == ("transient", False)
-    assert "no connection" in attempt.outcome.message
+    assert attempt.outcome.message == "no connection: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("ending", "is_told"), [("", False), ("/chat/completions", True), ("/../api", True), ("/chat/completions/", True)]
+)
+async def test_a_404_says_where_base_url_ends_where_it_seems_to_end_elsewhere(
+    teacher: FakeTeacher, ending: str, is_told: bool
+) -> None:
+    teacher.behaviour = lambda asked: error(404)
+    url = teacher.url.removesuffix("/v1") + "/api" if ending == "/../api" else teacher.url + ending
+    async with ChatClient(open_endpoint("openai_compatible", url)) as client:
+        outcome = (await ask(client)).outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.message.endswith("base_url ends before /chat/completions, usually in /v1") == is_told
 
 
 async def test_a_host_that_does_not_exist_fails_every_request() -> None:
