@@ -34,6 +34,11 @@ class Breaker:
     def is_open(self) -> bool:
         return self._reason is not None
 
+    @property
+    def is_about_to_open(self) -> bool:
+        """Whether nearly all of the last attempts failed, for however short a time."""
+        return len(self._last) >= ENOUGH and self._failing_since is not None
+
     def reason(self) -> str | None:
         """Why it opened; None while it is closed."""
         return self._reason

@@ -177,6 +177,8 @@ class Asker:
 
     async def _give_up(self, answer: PlannedAnswer, error: UnansweredError) -> bool:
         """Whether a prompt that has no answer after all its attempts is put aside; else it is left for the next run."""
+        if self._sender.is_failing:
+            return False
         with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
             give_up = self._ledger.ledger.give_up
             return await self._ledger.run(give_up, answer.key, error.message, self._policy.attempts)

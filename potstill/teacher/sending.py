@@ -60,6 +60,11 @@ class Sender:
         self.has_replied = False
         """Whether the endpoint has sent an HTTP 200: what it says of a prompt is then the prompt's fault."""
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the endpoint may be down: then no failure says anything of a prompt."""
+        return self._breaker.is_about_to_open
+
     async def send(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> Sent:
         """Ask once.
 
