@@ -60,8 +60,12 @@ class TeachPlan(NamedTuple):
 
     @property
     def run(self) -> str:
-        """Names the run's account in the ledger: the same plan resumed is the same run, under the same cap."""
-        return f"teach/{self.key.digest[:12]}"
+        """Names the run's account in the ledger: who asks for the same again goes on with it, under the same cap.
+
+        How answers are judged is no part of it: a stricter release of this code begins no new account.
+        """
+        asked = [self.rows.digest, request_for([], None, self.teacher, 0), self.teacher.samples]
+        return f"teach/{fingerprint(asked)[:12]}"
 
     @property
     def num_answers(self) -> int:

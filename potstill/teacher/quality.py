@@ -11,11 +11,13 @@ from potstill.teacher.choosing import parsed_json
 
 VERSION = 4
 TRUNCATED = "truncated"
+CUT_SHORT = frozenset({"length", "max_tokens", "model_length"})
 FINISHED = frozenset(
-    {"stop", "tool_calls", "function_call", "unknown", "eos", "eos_token", "end_turn", "stop_sequence", "tool_use"}
+    {"stop", "tool_calls", "function_call", "unknown", "end_turn", "stop_sequence", "tool_use"}
+    | {"eos", "eos_token", "endoftext", "complete"}
 )
 """Reasons of an answer that came to its end. Beside OpenAI's: `unknown`, where the server gives none, and what Together,
-TGI and gateways to other protocols say. Any other, such as `error` or `abort`, may have cut it in mid-sentence."""
+TGI, Cohere and gateways to other protocols say. Any other, such as `error` or `abort`, may have cut it in mid-sentence."""
 
 
 def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | None = None) -> str | None:
@@ -23,18 +25,25 @@ def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | 
 
     Without a task and a schema only its completeness is judged.
     """
-    if reply.message.get("refusal"):
-        return "refusal"
-    if reply.finish_reason in {"length", "content_filter"}:
-        return {"length": TRUNCATED, "content_filter": "refused by a content filter"}[reply.finish_reason]
-    if reply.finish_reason.lower() not in FINISHED:
-        return f"unfinished: {reply.finish_reason[:40]}"
+    if incomplete := _incomplete(reply):
+        return incomplete
     if not reply.text.strip():
         if not reply.message.get("tool_calls"):
             return "empty"
         return None if task is None else "tool calls in place of an answer"
     wrong = None if schema is None else _against_schema(reply.text, schema)
     return wrong or (None if task is None else _against_task(reply.text, task))
+
+
+def _incomplete(reply: Reply) -> str | None:
+    if reply.message.get("refusal"):
+        return "refusal"
+    reason = reply.finish_reason.lower()
+    if reason == "content_filter":
+        return "refused by a content filter"
+    if reason in CUT_SHORT:
+        return TRUNCATED
+    return None if reason in FINISHED else f"unfinished: {reply.finish_reason[:40]}"
 
 
 def _against_task(text: str, task: Task) -> str | None:

@@ -44,6 +44,8 @@ def test_each_sample_has_a_seed_of_its_own() -> None:
 def test_pace_and_address_ask_for_the_same_answers_in_the_same_run(change: dict[str, Any]) -> None:
     assert plan(**change).key == plan().key
     assert plan(base_url="http://127.0.0.1:10/v1").run == plan().run
+    assert plan(choose="majority", quality_retries=2).run == plan().run, "how answers are judged is no other bill"
+    assert plan(samples=2).run != plan().run
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def test_a_good_answer_may_be_used(answer: Reply, task: Task | None) -> None:
     ("answer", "task", "reason"),
     [
         (reply("spa", "length"), None, "truncated"),
+        (reply("spam", "MAX_TOKENS"), CLASSIFY, "truncated"),
+        (reply("spam", "model_length"), CLASSIFY, "truncated"),
         (reply("spam", "length"), CLASSIFY, "truncated"),
         (reply("", "content_filter"), None, "refused by a content filter"),
         (reply("", refusal="I cannot"), None, "refusal"),
