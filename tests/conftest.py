@@ -140,7 +140,7 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.flow)])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of a new database, once of each kind."""
     if request.param == "sqlite":
