@@ -36,7 +36,6 @@ WAITS = {
     "GroupedLedger._write_groups",
     "GroupedLedger.begin",
     "GroupedLedger.run",
-    "GroupedLedger.settle",
     "Limiter.acquire",
     "Sender._has_settled",
     "Sender.send",
