@@ -10,6 +10,7 @@ from potstill.llm.batches.base import BatchResult
 from potstill.llm.batches.spool import TURN
 from potstill.llm.messages import Reply
 from potstill.llm.providers.base import Failure, Provider
+from potstill.llm.providers.errors import hidden_status
 
 
 async def read_lines(file: IO[bytes], read: Callable[[dict[str, Any]], BatchResult]) -> AsyncIterator[BatchResult]:
@@ -37,8 +38,11 @@ def _read(line: bytes, number: int, read: Callable[[dict[str, Any]], BatchResult
 
 
 def answered(custom_id: str, provider: Provider, body: Any) -> BatchResult:
-    """The result of a request that a model has answered."""
+    """The result of a request that a model has answered, or that failed under a status which tells of no error."""
     outcome = provider.read_reply(body)
+    if isinstance(outcome, Failure) and (hidden := hidden_status(body)) is not None:
+        failed = provider.read_error(hidden, body, {})._replace(usage=outcome.usage)
+        return BatchResult(custom_id, failed, hidden, may_be_billed=False)
     is_unreadable = not isinstance(outcome, Reply) and outcome.usage is None
     return BatchResult(custom_id, outcome, 200, may_be_billed=is_unreadable)
 

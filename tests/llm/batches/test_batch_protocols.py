@@ -7,8 +7,10 @@ import pytest
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TransientTeacherError, UsageError
 from potstill.llm.batches import open_batches
 from potstill.llm.batches.base import BatchProtocol, BatchResult, BatchState, Limits, custom_id, split
+from potstill.llm.batches.lines import answered
 from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import Reply
+from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure
 from tests.batch_teacher import (
     BAD_LINE,
@@ -490,3 +492,16 @@ async def test_what_no_batch_may_hold_never_leaves_this_machine(
     with pytest.raises(UsageError, match="cut it with split"):
         await batches.submit([request], TOKEN)
     assert teacher.calls == []
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+@pytest.mark.parametrize(
+    ("code", "cause"), [(400, "request"), (402, "billing"), (503, "transient"), ("odd", "transient")]
+)
+def test_an_error_that_comes_as_an_answer_is_read_as_what_its_code_says_and_was_not_billed(
+    name: str, code: object, cause: str
+) -> None:
+    result = answered("id", PROVIDERS[name], {"error": {"code": code, "message": "no"}})
+    assert isinstance(result.outcome, Failure)
+    assert (result.outcome.cause, result.may_be_billed) == (cause, False)
+    assert "no" in result.outcome.message
