@@ -17,6 +17,7 @@ from potstill.teacher.outcome import BatchReport, RefusedError, Step, Tally
 from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
 from potstill.teacher.sending import Sender
 from potstill.teacher.stopping import Stop
+from potstill.teacher.unfinished import HELD_ELSEWHERE
 
 PROBES = 3
 """So many prompts may fail, one after the other, at an endpoint that does reply, before it counts as out of order."""
@@ -115,7 +116,7 @@ class Asker:
         while held := await self._ask_each(wanted, tally, early, on_step):
             if not is_in_reach:
                 tally.counts["unanswered"] += len(held)
-                tally.last_error = "a batch at another address holds it: collect that with the recipe that handed it in"
+                tally.last_error = HELD_ELSEWHERE
                 return
             is_in_reach = await self._collect_held([answer.key for answer in held], say, self._stop.sleep)
             wanted = _Listed(await _look_up(self._ledger, held, tally, on_step))

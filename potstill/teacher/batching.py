@@ -20,6 +20,7 @@ from potstill.teacher.collecting import close_token
 from potstill.teacher.mending import in_order
 from potstill.teacher.outcome import BatchReport, Step, Tally
 from potstill.teacher.plan import TeachPlan
+from potstill.teacher.unfinished import HELD_ELSEWHERE, is_held_elsewhere
 from potstill.teacher.watching import BatchWatch
 
 ROUNDS = 4
@@ -91,6 +92,9 @@ class BatchAsker:
                     raise BudgetReachedError(describe_cap(self._plan, self._ledger, handed_in.no_room, self._caps))
                 break
             await self.collect(self._on_step)
+            if handed_in.submitted == 0 and is_held_elsewhere(self._plan, self._ledger):
+                self._tally.last_error = HELD_ELSEWHERE
+                break
             if handed_in.submitted == 0:  # others ask for them, online perhaps, and may have died meanwhile
                 await self._sleep(self._plan.teacher.batch_poll_seconds)
                 self._ledger.close_orphans()

@@ -7,6 +7,8 @@ from potstill.llm.providers import base_url_of
 from potstill.teacher.mending import in_order, retries_wanted
 from potstill.teacher.plan import TeachPlan, split_batches
 
+HELD_ELSEWHERE = "a batch at another address holds it: collect that with the recipe that handed it in"
+
 
 def open_batches(plan: TeachPlan, ledger: Ledger) -> list[int]:
     """The indexes of the batches of which the ledger lacks an answer, or a further one in place of a bad one."""
@@ -40,6 +42,15 @@ def count_at_provider(plan: TeachPlan, ledger: Ledger) -> int:
     for chunk in in_order(plan, ledger):
         ours |= ledger.batches_holding(answer.key for answer in chunk)
     return sum(row.num_requests for row in rows if row.token in ours)
+
+
+def is_held_elsewhere(plan: TeachPlan, ledger: Ledger) -> bool:
+    """Whether batches at another address, which nobody collects here, hold some of what is missing, and none here does."""
+    at_provider = {row.token for row in ledger.open_batches(plan.teacher.provider, base_url_of(plan.teacher))}
+    holding: set[str] = set()
+    for chunk in in_order(plan, ledger):
+        holding |= ledger.batches_holding(answer.key for answer in chunk)
+    return bool(holding) and not holding & at_provider
 
 
 def are_at_provider(plan: TeachPlan, ledger: Ledger, keys: Iterable[str]) -> bool:

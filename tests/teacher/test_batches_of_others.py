@@ -11,15 +11,12 @@ from potstill.errors import PermanentTeacherError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
 from potstill.ledger.spend import add_up
-from potstill.llm.retrying import RetryPolicy
 from potstill.teacher.outcome import Step
 from potstill.teacher.plan import TeachPlan, make_plan, recipe_of
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.batch_teacher import BatchTeacher, error, refuse
-from tests.fake_teacher import make_teacher, numbered_rows
-
-QUICK = RetryPolicy(attempts=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
+from tests.fake_teacher import QUICK, make_teacher, numbered_rows
 
 
 class Left(BaseException):
@@ -203,13 +200,15 @@ class TestOfTheSamePrompts:
         teacher.finish(batch)
         assert session.answer().answered == 12
 
+    @pytest.mark.parametrize("mode", ["online", "batch"])
     def test_one_at_another_address_is_left_to_whoever_knows_it(
-        self, teacher: BatchTeacher, url: str, theirs: TeachPlan
+        self, teacher: BatchTeacher, url: str, theirs: TeachPlan, mode: str
     ) -> None:
         with BatchTeacher() as elsewhere:
-            plan = planned(elsewhere, 12, mode="online")
+            elsewhere.runs_by_itself = True
+            plan = planned(elsewhere, 12, mode=mode)
             with TeacherSession(plan, Ledger(url), NO_CAPS, QUICK) as session:
-                report = session.answer()
+                report = session.answer() if mode == "online" else session.answer_in_batches()
         assert (report.answered, report.unanswered) == (6, 6)
         assert "another address" in str(report.last_error)
 
