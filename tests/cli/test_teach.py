@@ -364,12 +364,14 @@ def test_after_kill_9_at_half_only_what_was_in_flight_is_asked_again(tmp_path: P
     assert (summary["answered"], summary["attempts"], summary["status"]) == (60, len(after), "done")
     assert len(before) + len(after) == 60 + len(again)
     assert summary["cost_usd"] < summary["total_cost_usd"]
+    with closing(sqlite3.connect(tmp_path / "home/ledger.db")) as ledger:
+        [[unknown]] = ledger.execute("SELECT count(*) FROM attempts WHERE status = 'unknown'").fetchall()
+    assert len(again) <= unknown <= 4, "one that was claimed may not have reached the teacher"
     told_usd = teacher.billed_usd - usd([asked for asked in before if asked.mark in again])
-    with_means = told_usd * (60 + len(again)) / 60
+    with_means = told_usd * (60 + unknown) / 60
     assert summary["total_cost_usd"] == pytest.approx(float(with_means), abs=1e-12), (
         "both runs, and the unknown at the mean"
     )
-    assert summary["total_cost_usd"] == pytest.approx(float(teacher.billed_usd), rel=0.01)
     assert summary["unknown_usd"] > 0
 
 
