@@ -234,6 +234,30 @@ class Gate(Part):
     )
     champion_margin: float = Field(default=0.03, ge=0, lt=1, description="How much worse than the champion it may be.")
     min_prompts: int = Field(default=50, ge=1, description="Below this many scored test prompts nothing is decided.")
+    approval: Literal["auto", "ask"] = Field(
+        default="auto", description="ask: a student that passed is released only when somebody has approved it."
+    )
+    approval_hours: float = Field(default=72, gt=0, description="How long a run waits for approval; then no release.")
+
+
+class Inbox(Part):
+    """When prompts that landed are worth a new student; for the nightly run and the webhook."""
+
+    min_new_prompts: int = Field(default=100, ge=1, description="Fewer new prompts than this wait for more.")
+    min_interval_seconds: float = Field(
+        default=3600, ge=0, description="Webhooks start a run at most once in this time."
+    )
+
+
+class Compute(Part):
+    """Where the heavy stages run."""
+
+    train: Literal["inline", "pool"] = Field(
+        default="inline", description="pool: students are trained and asked by the workers of pool gpu."
+    )
+    teach: Literal["threads", "dask"] = Field(
+        default="threads", description="dask: the teacher is asked from the Dask workers that POTSTILL_DASK names."
+    )
 
 
 class Serving(Part):
@@ -255,6 +279,8 @@ class Recipe(Part):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
+    inbox: Inbox = Inbox()
+    compute: Compute = Compute()
     serving: Serving = Serving()
 
     @property

@@ -98,9 +98,15 @@ class TestImports:
     def test_tasks_never_import_flows(self):
         assert not offenders((ROOT / "tasks").rglob("*.py"), lambda found: package(found.module) == "flows")
 
+    def test_nothing_that_runs_imports_how_it_is_deployed(self):
+        paths = [path for folder in ("potstill", "tasks", "flows") for path in (ROOT / folder).rglob("*.py")]
+        assert not offenders(paths, lambda found: package(found.module) == "deployments")
+
     def test_what_asks_its_user_is_the_command_line_only(self):
         """A flow asks nobody, wherever it runs: under a schedule or a worker nobody could answer."""
-        folders = [path for folder in ("flows", "tasks", "potstill") for path in (ROOT / folder).rglob("*.py")]
+        folders = [
+            path for folder in ("flows", "tasks", "potstill", "deployments") for path in (ROOT / folder).rglob("*.py")
+        ]
         others = [path for path in folders if not name(path).startswith("potstill/cli/")]
         assert not offenders(others, lambda found: f"{found.module}.".startswith("potstill.cli."))
         asking = re.compile(r"\binput\(|sys\.stdin\.read|getpass|/dev/tty")
@@ -142,7 +148,9 @@ class TestImports:
 
 
 class TestSizes:
-    @pytest.mark.parametrize(("folder", "most"), [("flows", 60), ("tasks", 80), ("potstill", 350)])
+    @pytest.mark.parametrize(
+        ("folder", "most"), [("flows", 60), ("tasks", 80), ("potstill", 350), ("deployments", 350)]
+    )
     def test_files_stay_short(self, folder, most):
         lengths = {name(path): len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
         assert lengths
@@ -247,4 +255,5 @@ class TestErrors:
         assert {error for error in exception_classes() if not error.fatal} == {
             errors.TransientTeacherError,
             errors.SubprocessError,
+            errors.OrchestratorError,
         }

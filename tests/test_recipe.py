@@ -83,6 +83,12 @@ OTHER_VALUES: dict[str, Any] = {
     "gate.alpha": 0.1,
     "gate.champion_margin": 0,
     "gate.min_prompts": 1,
+    "gate.approval": "ask",
+    "gate.approval_hours": 1,
+    "inbox.min_new_prompts": 1,
+    "inbox.min_interval_seconds": 0,
+    "compute.train": "pool",
+    "compute.teach": "dask",
     "serving.usd_per_hour": 2,
 }
 
