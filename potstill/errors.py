@@ -10,7 +10,8 @@
     ├── LedgerError (RuntimeError)     exit 1   a ledger that cannot be read or written for now
     ├── ArtifactError (OSError)        exit 1
     │   ├── ArtifactMissingError (FileNotFoundError)
-    │   └── ArtifactDamagedError
+    │   ├── ArtifactDamagedError
+    │   └── StoreUnreachableError               the shared store does not answer for now
     ├── TeacherError (ConnectionError) exit 1
     │   ├── TransientTeacherError               worth asking again
     │   └── PermanentTeacherError               the same request would fail again
@@ -69,6 +70,10 @@ class ArtifactMissingError(ArtifactError, FileNotFoundError):
 
 class ArtifactDamagedError(ArtifactError):
     pass
+
+
+class StoreUnreachableError(ArtifactError):
+    fatal = False
 
 
 class TeacherError(PotstillError, ConnectionError):

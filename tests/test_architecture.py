@@ -33,6 +33,7 @@ SLOW_AT_START = (
     *("prefect", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow"),
     *("sqlalchemy", "pydantic", "asyncio", "httpx", "genai_prices", "phonenumbers", "starlette", "uvicorn", "jinja2"),
     "jsonschema",
+    "s3fs",
 )
 
 
@@ -256,4 +257,5 @@ class TestErrors:
             errors.TransientTeacherError,
             errors.SubprocessError,
             errors.OrchestratorError,
+            errors.StoreUnreachableError,
         }
