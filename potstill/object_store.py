@@ -74,7 +74,8 @@ class ObjectStore:
 
         def get() -> Blob:
             answer: Any = self._fs.call_s3("get_object", Bucket=self._bucket, Key=self._key(name))
-            return Blob(sync(self._fs.loop, answer["Body"].read), answer["ETag"])
+            content: Any = sync(self._fs.loop, answer["Body"].read)
+            return Blob(content, answer["ETag"])
 
         try:
             return self._do(get)

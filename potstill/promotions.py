@@ -63,11 +63,15 @@ def read_aliases(directory: Path) -> Aliases:
 def promotions(directory: Path) -> list[Promotion]:
     """The log, oldest line first; what a crash left of a line is no line. Errors: `ArtifactDamagedError`."""
     path = directory / PROMOTIONS_FILE
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return parse_promotions(path.read_bytes(), str(path)) if path.exists() else []
+
+
+def parse_promotions(raw: bytes, place: str) -> list[Promotion]:
+    """The log out of its bytes. Errors: as `promotions`."""
     try:
-        return [Promotion.model_validate_json(line) for line in lines]
+        return [Promotion.model_validate_json(line) for line in raw.split(b"\n")[:-1]]
     except ValidationError:
-        raise ArtifactDamagedError(f"{path} holds a line that is no move: mend it by hand") from None
+        raise ArtifactDamagedError(f"{place} holds a line that is no move: mend it by hand") from None
 
 
 def came_true(lines: list[Promotion], champion: str | None) -> list[Promotion]:

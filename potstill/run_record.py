@@ -1,11 +1,12 @@
 """What one run made, by reference: enough to write its report at any later time."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
 from potstill.artifacts import ArtifactRef, write_atomically
 from potstill.errors import DataError
+from potstill.object_store import ObjectStore, open_remote
 from potstill.recipe import Recipe
 from potstill.records import Row
 from potstill.release import Release
@@ -31,7 +32,13 @@ class RunRecord(Row):
         return home / "reports" / self.recipe.name / self.recipe.fingerprint[:12]
 
     def write(self, home: Path) -> None:
-        write_atomically(self.directory(home) / RECORD, self.model_dump_json(indent=2))
+        """Write it below home and, with what else is in its folder, into the bucket that `POTSTILL_STORE` names."""
+        directory = self.directory(home)
+        write_atomically(directory / RECORD, self.model_dump_json(indent=2))
+        if (remote := open_remote()) is not None:
+            others = sorted(path for path in directory.iterdir() if path.is_file() and path.name != RECORD)
+            for path in (*others, directory / RECORD):
+                remote.upload(path, str(PurePosixPath(path.relative_to(home))))
 
 
 def find_record(home: Path, name: str) -> RunRecord:
@@ -42,11 +49,27 @@ def find_record(home: Path, name: str) -> RunRecord:
     path = Path(name)
     if path.is_file():
         return _read(path)
+    if (remote := open_remote()) is not None:
+        return _find_in(remote, home, name)
     found = sorted((home / "reports" / name).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime)
     if not found:
         known = sorted(record.parents[1].name for record in (home / "reports").glob(f"*/*/{RECORD}"))
         raise DataError(f"no run of a recipe named {name!r}; runs of: {', '.join(dict.fromkeys(known)) or 'none yet'}")
     return _read(found[-1])
+
+
+def _find_in(remote: ObjectStore, home: Path, name: str) -> RunRecord:
+    """The latest record of the bucket, brought here."""
+    records = {found: at for found, at in remote.names("reports").items() if found.endswith(f"/{RECORD}")}
+    latest = sorted((at, found) for found, at in records.items() if PurePosixPath(found).parts[1] == name)
+    if not latest:
+        known = sorted({PurePosixPath(found).parts[1] for found in records})
+        raise DataError(
+            f"no run of a recipe named {name!r} in {remote.address}; runs of: {', '.join(known) or 'none yet'}"
+        )
+    path = home / latest[-1][1]
+    remote.download(latest[-1][1], path)
+    return _read(path)
 
 
 def _read(path: Path) -> RunRecord:

@@ -2,6 +2,7 @@
 
 `<recipe>` is the recipe's champion at the moment of the request, `<recipe>@<sha12>` that version. Aliases are read with
 every request, so a release or a rollback counts from the next request on; one in flight ends on the version it began on.
+Where releases lie in a bucket, `potstill.serving.watch` follows them.
 Every answer names its version in `model` and in the header `x-potstill-version`. The backends' adapter routes are not
 reachable from here.
 """
@@ -20,10 +21,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from potstill.errors import ArtifactError, PotstillError, ReleaseError
+from potstill.errors import ArtifactError, NotAuthorisedError, PotstillError, ReleaseError, StoreUnreachableError
 from potstill.release import Version, aliases, all_recipes, releases, resolve
 from potstill.serving.pool import BackendPool
 from potstill.serving.protocol import EXCEPTION_HANDLERS, ApiError, event, read_object
+from potstill.serving.watch import ReleaseWatch
 
 VERSION_HEADER = "x-potstill-version"
 PASSED_HEADERS = ("x-potstill-not-followed",)
@@ -49,10 +51,14 @@ class Gateway:
         home: the state directory whose releases it serves.
         pool: answers for them.
         client: for the calls to backends.
+        watch: follows the releases that lie in a bucket; None where they lie below home.
     """
 
-    def __init__(self, home: Path, pool: BackendPool, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, home: Path, pool: BackendPool, client: httpx.AsyncClient, watch: ReleaseWatch | None = None
+    ) -> None:
         self._home = home
+        self._watch = watch
         self._pool = pool
         self._client = client
         self.app = Starlette(
@@ -67,7 +73,7 @@ class Gateway:
 
     async def chat(self, request: Request) -> Response:
         content = await read_object(request)
-        version = self._resolve(content.get("model"))
+        version = await self._resolve(content.get("model"))
         if not isinstance(content.get("messages"), list):
             raise ApiError(400, "messages: a list of messages is needed", code="missing_parameter", param="messages")
         content["model"] = version.name
@@ -82,13 +88,12 @@ class Gateway:
         return Response(_named(body, version), answer.status_code, headers, media_type="application/json")
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse(
-            {"object": "list", "data": [entry for name in all_recipes(self._home) for entry in self._entries(name)]}
-        )
+        data = self._all_entries() if self._watch is None else await asyncio.to_thread(self._all_entries)
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        version = self._resolve(name)
+        version = await self._resolve(name)
         return JSONResponse(_entry(name, version))
 
     async def health(self, _: Request) -> Response:
@@ -99,13 +104,16 @@ class Gateway:
         fine = all(answers)
         return JSONResponse({"status": "ok" if fine else "degraded", "backends": states}, 200 if fine else 503)
 
-    def _resolve(self, model: Any) -> Version:
+    async def _resolve(self, model: Any) -> Version:
         if not isinstance(model, str):
             raise ApiError(400, "model: the name of a release is needed", code="missing_parameter", param="model")
         try:
-            return resolve(self._home, model)
+            return resolve(self._home, model) if self._watch is None else await self._watch.resolve(model)
         except ReleaseError as error:
             raise ApiError(404, str(error), code="model_not_found", param="model") from None
+        except (StoreUnreachableError, NotAuthorisedError) as error:
+            log.warning("%s", error)
+            raise ApiError(503, f"{model} is not known here and the store does not answer", code="store_away") from None
         except ArtifactError as error:
             log.warning("%s", error)
             raise ApiError(503, f"{model} cannot be served: its files are damaged", code="release_damaged") from None
@@ -122,6 +130,12 @@ class Gateway:
             raise ApiError(503, f"{version.name} cannot answer now: {error}", code="backend_down") from None
         except httpx.TransportError:
             raise _ended() from None
+
+    def _all_entries(self) -> list[dict[str, Any]]:
+        try:
+            return [entry for name in all_recipes(self._home) for entry in self._entries(name)]
+        except (StoreUnreachableError, NotAuthorisedError):
+            return [_entry(name, version) for name, version in self._watch.known()] if self._watch else []
 
     def _entries(self, recipe: str) -> list[dict[str, Any]]:
         versions = {version.version: version for version in releases(self._home, recipe)}

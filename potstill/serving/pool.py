@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from potstill.artifacts import ArtifactStore
+from potstill.artifacts import store_at
 from potstill.errors import ReleaseError
 from potstill.recipe import Student
 from potstill.release import Version, verify, version_directory
@@ -26,7 +26,8 @@ class BackendPool:
         self._home = home
         self._start = start
         self._starts: dict[str, asyncio.Task[Backend]] = {}
-        self._verified: set[str] = set()
+        self._verified: dict[str, Path] = {}
+        """The directory of each version whose files were checked."""
 
     @property
     def backends(self) -> dict[str, Backend]:
@@ -40,10 +41,11 @@ class BackendPool:
         Errors: `ArtifactDamagedError`; `ReleaseError` where the base is no longer the one that was evaluated;
         `SubprocessError`, `BackendDownError` where the backend does not come up.
         """
-        directory = version_directory(self._home, version)
-        if version.name not in self._verified:
+        directory = self._verified.get(version.name)
+        if directory is None:
+            directory = await asyncio.to_thread(version_directory, self._home, version)
             await asyncio.to_thread(verify, directory)
-            self._verified.add(version.name)
+            self._verified[version.name] = directory
         backend = await self._started(version)
         await backend.load(version.name, directory / "adapter")
         return backend
@@ -68,7 +70,7 @@ class BackendPool:
 
     def _base(self, version: Version) -> Base:
         student = Student(base=version.base_location, revision=version.base_revision)
-        base = resolve_base(student, ArtifactStore(self._home))
+        base = resolve_base(student, store_at(self._home))
         if base.identity != version.base_identity:
             raise ReleaseError(
                 f"{version.name} was evaluated on {version.base_identity}, but {version.base_location} holds "

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from potstill.errors import ReleaseError
+from potstill.object_store import open_remote
 from potstill.release import Version, aliases, all_recipes, resolve
 from potstill.serving.backends import Backend
 from potstill.serving.backends.managed import ManagedBackend
 from potstill.serving.gateway import Gateway, backend_client
 from potstill.serving.pool import BackendPool
 from potstill.serving.server import bind, run_app, stop_event, url_of
+from potstill.serving.watch import ReleaseWatch
 from potstill.student.base import Base
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,9 @@ def serve(home: Path, host: str, port: int, on_ready: Callable[[str], None]) -> 
     """
     champions = _served(home, "champion")
     if not champions:
-        raise ReleaseError(f"nothing is released below {home}: run a recipe with `potstill run RECIPE`, then serve")
+        remote = open_remote()
+        place = f"below {home}" if remote is None else f"in {remote.address}"
+        raise ReleaseError(f"nothing is released {place}: run a recipe with `potstill run RECIPE`, then serve")
     asyncio.run(_serve(home, host, port, on_ready, champions))
 
 
@@ -43,10 +47,14 @@ async def _serve(home: Path, host: str, port: int, on_ready: Callable[[str], Non
                 return backend
 
             pool = BackendPool(home, start)
+            watch = ReleaseWatch(home, champions) if open_remote() is not None else None
+            watching = None if watch is None else asyncio.create_task(watch.run())
             try:
                 if await _loaded(pool, home, champions, stop):
-                    await run_app(Gateway(home, pool, client).app, sock, stop, lambda: on_ready(url_of(sock)))
+                    await run_app(Gateway(home, pool, client, watch).app, sock, stop, lambda: on_ready(url_of(sock)))
             finally:
+                if watching is not None:
+                    watching.cancel()
                 await pool.stop()
 
 
@@ -67,7 +75,7 @@ async def _loaded(pool: BackendPool, home: Path, champions: list[Version], stop:
 async def _load(pool: BackendPool, home: Path, champions: list[Version]) -> None:
     for version in champions:
         await pool.ready(version)
-    for version in _served(home, "previous"):
+    for version in await asyncio.to_thread(_served, home, "previous"):
         try:
             await pool.ready(version)
         except Exception as error:  # noqa: BLE001  the champion serves without it; who asks for it gets the reason
