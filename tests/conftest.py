@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from potstill.object_store import ObjectStore, open_remote
 from tests.fake_teacher import FakeTeacher
 from tests.postgres import PostgresServer, find_server, is_required, running_server
+from tests.s3_server import S3Server, running_s3
 from tests.tiny_student import build_base
 
 KEYWORDS = {
@@ -146,3 +148,27 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     return request.getfixturevalue("postgres").new_database()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """A new place in a bucket, which this process and those that it starts use as their store."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    remote = open_remote()
+    assert remote is not None
+    return remote
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.flow)])
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """Once with everything below a home, once with the store in a bucket."""
+    if request.param == "s3":
+        request.getfixturevalue("bucket")
+    return request.param

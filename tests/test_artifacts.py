@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.artifacts import MANIFEST, ArtifactRef, ArtifactStore, StageKey, load_artifact, write_atomically
+from potstill.artifacts import MANIFEST, ArtifactRef, ArtifactStore, StageKey, load_artifact, store_at, write_atomically
 from potstill.errors import ArtifactDamagedError, ArtifactMissingError
 from potstill.fingerprint import code_revision
 from potstill.records import TeacherTerms
@@ -44,6 +44,10 @@ def forbidden(directory: Path) -> int:
 
 
 class TestBuild:
+    @pytest.fixture
+    def store(self, store_kind, tmp_path):
+        return store_at(tmp_path / "home")
+
     def test_a_built_artefact_is_found_again_and_not_produced_twice(self, store):
         produce = writing()
         ref = store.build(KEY, "Rows", produce)
@@ -408,6 +412,10 @@ class TestCrash:
 
 
 class TestExport:
+    @pytest.fixture
+    def store(self, store_kind, tmp_path):
+        return store_at(tmp_path / "home")
+
     def test_the_copy_is_a_whole_artefact(self, store, tmp_path):
         ref = store.build(KEY, "Rows", writing())
         store.export(ref, tmp_path / "out")

