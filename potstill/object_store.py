@@ -32,7 +32,7 @@ SETTINGS = {
     "connect_timeout": 5,
     "read_timeout": 60,
 }
-"""Of botocore, which asks again by itself: what fails here has failed four times within some seconds."""
+"""Of botocore, which asks again by itself: what fails here has failed for some seconds."""
 
 T = TypeVar("T")
 
@@ -203,4 +203,6 @@ def _file_system() -> "S3FileSystem":
         from s3fs import S3FileSystem
     except ImportError:
         raise UsageError(f"{STORE_VARIABLE} needs s3fs, which is not installed: pip install 'potstill[s3]'") from None
-    return S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=SETTINGS)
+    found = S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=SETTINGS)
+    found.retries = 2  # times botocore's own, and once for a download that breaks off
+    return found

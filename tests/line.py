@@ -6,9 +6,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -44,6 +46,8 @@ class Line(NamedTuple):
     root: Path
     teacher: str
     prefect: Path
+    settings: Mapping[str, str] = MappingProxyType({})
+    """More of its environment."""
 
     @property
     def home(self) -> Path:
@@ -62,6 +66,7 @@ class Line(NamedTuple):
             "PREFECT_HOME": str(self.prefect),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            **self.settings,
         }
         with (self.root / "out").open("wb") as out, (self.root / "log").open("ab") as log:
             return subprocess.Popen(command, env=environment, stdout=out, stderr=log, start_new_session=True)

@@ -4,10 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 import httpx
@@ -67,3 +70,57 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
             time.sleep(0.05)
         else:
             return
+
+
+class Manner(Enum):
+    """How the proxy treats what comes."""
+
+    OPEN = "passes it on"
+    AWAY = "hangs up"
+    DEAF = "passes it on without its conditions"
+
+
+class S3Proxy:
+    """Before an S3 server: can be away for a time, and can do as one that knows no conditional PUT."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.manner = Manner.OPEN
+        self.away_for = 0
+        """It hangs up on so many requests more."""
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                if proxy.manner is Manner.AWAY or proxy.away_for:
+                    proxy.away_for = max(0, proxy.away_for - 1)
+                    self.close_connection = True
+                    return
+                left_out = {"connection", *(("if-match", "if-none-match") if proxy.manner is Manner.DEAF else ())}
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
+                answer = httpx.request(self.command, server.url + self.path, headers=headers, content=body, timeout=30)
+                self.send_response(answer.status_code)
+                for name, value in answer.headers.items():
+                    if name.lower() not in {"content-length", "connection", "transfer-encoding", "server", "date"}:
+                        self.send_header(name, value)
+                self.send_header("content-length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815 - names that http.server looks for
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "S3Proxy":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -77,6 +77,8 @@ class ArtifactStore:
         with self._lock(f"{key.stage}-{key.digest[:24]}"):
             seen = self._keys.read(key)
             if (found := self.lookup(key)) is not None:
+                if self._remote is not None:
+                    self._unshared.forget(key)
                 return found
             ref = self._left_by_a_killed_upload(key)
             if ref is None:
