@@ -84,7 +84,7 @@ class ObjectStore:
 
     def write(self, name: str, content: bytes) -> None:
         """Put an object there, whatever was there before."""
-        self._do(lambda: self._put(name, content))
+        self._store(lambda: self._put(name, content))
 
     def replace(self, name: str, content: bytes, etag: str | None) -> bool:
         """Put an object in the place of the one that had `etag`; None: in the place of none. False where it is another's.
@@ -94,14 +94,16 @@ class ObjectStore:
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         try:
             self._do(lambda: self._put(name, content, **condition))
-        except _Refused:
+        except _Refused as refused:
+            if etag is None and isinstance(refused, _NoSuchObject):
+                raise self._unreachable("404 to a PUT") from refused
             found = self.read(name)
             return found is not None and found.content == content
         return True
 
     def upload(self, path: Path, name: str) -> None:
         """Copy a file there; a large one in parts, which become one object at the end."""
-        self._do(lambda: self._fs.put_file(str(path), f"{self._bucket}/{self._key(name)}"))
+        self._store(lambda: self._fs.put_file(str(path), f"{self._bucket}/{self._key(name)}"))
 
     def download(self, name: str, path: Path) -> bool:
         """Copy an object into a file; False where there is none."""
@@ -115,7 +117,10 @@ class ObjectStore:
     def names(self, below: str) -> dict[str, datetime]:
         """The objects whose names start with `below/`, and when each was written."""
         root = f"{self._bucket}/{self._prefix}"
-        found: Any = self._do(lambda: self._fs.find(f"{root}{below}", detail=True))
+        try:
+            found: Any = self._do(lambda: self._fs.find(f"{root}{below}", detail=True))
+        except _NoSuchObject:
+            return {}
         return {path.removeprefix(root): entry["LastModified"] for path, entry in found.items()}
 
     def require_conditions(self) -> None:
@@ -143,6 +148,12 @@ class ObjectStore:
     def _put(self, name: str, content: bytes, **condition: str) -> None:
         self._fs.call_s3("put_object", Bucket=self._bucket, Key=self._key(name), Body=content, **condition)
 
+    def _store(self, call: Callable[[], None]) -> None:
+        try:
+            self._do(call)
+        except _Refused as refused:
+            raise self._unreachable(f"{refused} to a PUT") from refused
+
     def _do(self, call: Callable[[], T]) -> T:
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -152,7 +163,7 @@ class ObjectStore:
             raise self._told(error) from error
 
     def _told(self, error: Exception) -> Exception:
-        """What an error of the library means here."""
+        """What an error of the library means here; the two private ones never leave this module."""
         from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 
         cause = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
@@ -168,9 +179,12 @@ class ObjectStore:
             return _Refused(code)
         if code == "NoSuchKey" or isinstance(error, FileNotFoundError):
             return _NoSuchObject(code)
+        return self._unreachable(error)
+
+    def _unreachable(self, said: object) -> StoreUnreachableError:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return StoreUnreachableError(
-            f"{STORE_VARIABLE}={self.address} (endpoint {endpoint}) does not answer as it should: {error}: run the same "
+            f"{STORE_VARIABLE}={self.address} (endpoint {endpoint}) does not answer as it should: {said}: run the same "
             "again once it does; what is finished stays"
         )
 

@@ -77,6 +77,7 @@ class Manner(Enum):
 
     OPEN = "passes it on"
     AWAY = "hangs up"
+    ELSEWHERE = "knows nothing of S3"
     DEAF = "passes it on without its conditions"
 
 
@@ -97,6 +98,11 @@ class S3Proxy:
                 if proxy.manner is Manner.AWAY or proxy.away_for:
                     proxy.away_for = max(0, proxy.away_for - 1)
                     self.close_connection = True
+                    return
+                if proxy.manner is Manner.ELSEWHERE:
+                    self.send_response(404)
+                    self.send_header("content-length", "0")
+                    self.end_headers()
                     return
                 left_out = {"connection", *(("if-match", "if-none-match") if proxy.manner is Manner.DEAF else ())}
                 headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}

@@ -117,6 +117,20 @@ class TestTrouble:
             ObjectStore(f"s3://{BUCKET}/x").read("name")
         assert not caught.value.fatal, "a task that is retried may find it there again"
 
+    def test_an_endpoint_that_is_no_s3_server(self, bucket, s3_server, monkeypatch, tmp_path) -> None:
+        with S3Proxy(s3_server) as proxy:
+            proxy.manner = Manner.ELSEWHERE
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            remote = ObjectStore(bucket.address)
+            (tmp_path / "file").touch()
+            for call in (
+                lambda: remote.write("name", b"1"),
+                lambda: remote.replace("name", b"1", None),
+                lambda: remote.upload(tmp_path / "file", "name"),
+            ):
+                with pytest.raises(StoreUnreachableError, match=f"endpoint {proxy.url}"):
+                    call()
+
     def test_a_server_that_hangs_up_once_is_asked_again(self, bucket, s3_server, monkeypatch) -> None:
         with S3Proxy(s3_server) as proxy:
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
