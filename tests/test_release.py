@@ -166,7 +166,6 @@ def test_next_release_remembers_the_previous_champion(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["rejected", "undecided"])
-@both
 def test_only_a_passed_gate_releases(tmp_path: Path, verdict: str) -> None:
     with pytest.raises(ReleaseError, match=verdict):
         release(tmp_path, 1, decision=decision(verdict))
@@ -184,7 +183,6 @@ def test_only_a_passed_gate_releases(tmp_path: Path, verdict: str) -> None:
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": "tok.Evil"}}'),
     ],
 )
-@both
 def test_an_adapter_that_could_run_code_is_refused(tmp_path: Path, name: str, text: str) -> None:
     adapter = student(tmp_path, 1, {name: text})
     with pytest.raises(ReleaseError, match=name):
