@@ -16,6 +16,7 @@
     │   └── PermanentTeacherError               the same request would fail again
     ├── OrchestratorError (ConnectionError) exit 1   Prefect's server does not answer, or refuses
     ├── SubprocessError (RuntimeError) exit 1   training, generation or serving child failed
+    │   └── ChildRunError                       a run on another worker failed, after its own retries
     └── ReleaseError (RuntimeError)    exit 1   a version or alias that cannot be what was asked
 
 A rejected or undecided gate is a result, not an error: see `potstill.gate`.
@@ -89,6 +90,10 @@ class OrchestratorError(PotstillError, ConnectionError):
 
 class SubprocessError(PotstillError, RuntimeError):
     fatal = False
+
+
+class ChildRunError(SubprocessError):
+    fatal = True
 
 
 class ReleaseError(PotstillError, RuntimeError):
