@@ -14,6 +14,7 @@
     ├── TeacherError (ConnectionError) exit 1
     │   ├── TransientTeacherError               worth asking again
     │   └── PermanentTeacherError               the same request would fail again
+    ├── InboxError (OSError)           exit 1   an inbox that cannot be read or written for now
     ├── OrchestratorError (ConnectionError) exit 1   Prefect's server does not answer, or refuses
     ├── SubprocessError (RuntimeError) exit 1   training, generation or serving child failed
     └── ReleaseError (RuntimeError)    exit 1   a version or alias that cannot be what was asked
@@ -80,6 +81,10 @@ class TransientTeacherError(TeacherError):
 
 
 class PermanentTeacherError(TeacherError):
+    pass
+
+
+class InboxError(PotstillError, OSError):
     pass
 
 
