@@ -14,6 +14,7 @@
     ├── TeacherError (ConnectionError) exit 1
     │   ├── TransientTeacherError               worth asking again
     │   └── PermanentTeacherError               the same request would fail again
+    ├── InboxError (OSError)           exit 1   an inbox that cannot be read or written for now
     ├── OrchestratorError (ConnectionError) exit 1   Prefect's server does not answer, or refuses
     ├── SubprocessError (RuntimeError) exit 1   training, generation or serving child failed
     │   └── ChildRunError                       a run on another worker failed, after its own retries
@@ -81,6 +82,10 @@ class TransientTeacherError(TeacherError):
 
 
 class PermanentTeacherError(TeacherError):
+    pass
+
+
+class InboxError(PotstillError, OSError):
     pass
 
 
