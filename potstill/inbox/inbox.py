@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Self
 from filelock import FileLock
 
 from potstill.artifacts import sync
-from potstill.errors import DataError, InboxError
+from potstill.errors import DataError, InboxError, PotstillError
 from potstill.inbox.database import Database
 
 FOLDER = "inbox"
@@ -114,7 +114,7 @@ class Inbox:
             may_count = other is None
             return other or Landing("landed", num_prompts)
         except OSError as error:
-            if isinstance(error, InboxError):
+            if isinstance(error, PotstillError):
                 raise
             raise InboxError(f"the inbox {self.path} cannot be written ({error.strerror}): free some room") from None
         finally:
@@ -162,7 +162,7 @@ class Inbox:
                 on_step("sweep")
                 self._sweep()
             except OSError as error:
-                if isinstance(error, InboxError):
+                if isinstance(error, PotstillError):
                     raise
                 raise InboxError(f"the inbox {self.path} cannot be sealed ({error}): free some room") from None
             return sorted(self._segments.glob("[0-9]*.jsonl"))
