@@ -101,10 +101,11 @@ class Inbox:
         if (before := self.find(webhook_id, body_sha256)) is not None:
             return before
         identity = _sha256(webhook_id)
-        descriptor, name = tempfile.mkstemp(".jsonl", f"{identity[:16]}-", self._landed)  # of mode 0600
-        path = Path(name)
+        path: Path | None = None
         may_count = False
         try:
+            descriptor, name = tempfile.mkstemp(".jsonl", f"{identity[:16]}-", self._landed)  # of mode 0600
+            path = Path(name)
             num_prompts = _write(descriptor, lines)
             if not num_prompts:
                 return Landing("empty")
@@ -118,7 +119,7 @@ class Inbox:
                 raise
             raise InboxError(f"the inbox {self.path} cannot be written ({error.strerror}): free some room") from None
         finally:
-            if not may_count:
+            if path is not None and not may_count:
                 path.unlink(missing_ok=True)
 
     def _accept(self, row: tuple[str, str, int, float, str]) -> Landing | None:

@@ -1,5 +1,6 @@
 """An inbox keeps each accepted delivery once, whoever is killed and when."""
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -303,9 +304,14 @@ class TestTrouble:
 
     def test_a_failed_transaction_takes_nothing_with_it(self, tmp_path: Path) -> None:
         database = Database(tmp_path)
-        with pytest.raises(InboxError), database.transaction() as connection:
-            connection.execute("UPDATE announced SET seq = 5")
-            connection.execute("no SQL")
+
+        def work() -> None:
+            with database.transaction() as connection:
+                connection.execute("UPDATE announced SET seq = 5")
+                connection.execute("no SQL")
+
+        with pytest.raises(InboxError, match="syntax error"):
+            work()
         with database.reading() as connection:
             assert connection.execute("SELECT seq FROM announced").fetchall() == [(0,)]
         database.close()
@@ -331,7 +337,7 @@ MOVES = st.lists(
 )
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -351,10 +357,8 @@ def test_any_order_of_deliveries_and_seals_that_end_anywhere_keeps_each_once(tmp
 
                 def stop(step: str, at: str = what) -> None:
                     if step == at:
-                        raise Stopped
+                        raise StoppedError
 
-                try:
+                with contextlib.suppress(StoppedError):
                     inbox.seal(stop)
-                except Stopped:
-                    pass
     assert sealed_texts(home) == [f"{identity}/{body}" for identity, body in accepted.items()]
