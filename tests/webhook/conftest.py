@@ -18,6 +18,7 @@ from potstill.inbox import Inbox
 from potstill.serving.server import bind, run_app, url_of
 from potstill.webhook.config import WebhookConfig
 from potstill.webhook.receiver import Receiver
+from potstill.webhook.serve import UVICORN
 from potstill.webhook.signatures import Signatures
 
 SECRETS = tuple("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in range(3))
@@ -60,7 +61,7 @@ def listening(home: Path, **changes: Any) -> Iterator[Sender]:
         with Inbox(home, "demo") as inbox, bind("127.0.0.1", 0) as sock:
             receiver = Receiver(config, {"demo": inbox}, Signatures(SECRETS[:2]))
             found.update(url=url_of(sock), stop=stop, loop=asyncio.get_running_loop())
-            await run_app(receiver.app, sock, stop, ready.set, grace_seconds=1, server_header=False)
+            await run_app(receiver.app, sock, stop, ready.set, grace_seconds=1, **UVICORN)
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()

@@ -3,7 +3,9 @@
 import http.client
 import json
 import logging
+import os
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -322,3 +324,20 @@ def test_a_sender_that_goes_away_leaves_nothing(sender) -> None:
         raw.sendall(b"POST /inbox/demo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nab")
     assert CLIENT.get(f"{sender.url}/health").status_code == 200
     assert count_landed(sender.home, "demo") == 0
+
+
+@pytest.mark.flow
+def test_the_examples_of_the_docs_send(sender, monkeypatch, capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs/webhook.md").read_text().replace("http://127.0.0.1:8787", sender.url)
+    python = page.partition("```python\n")[2].partition("```")[0]
+    exec(compile(python, "docs/webhook.md", "exec"), {"SECRET": SECRETS[0]})
+    assert json.loads(capsys.readouterr().out) == {"accepted": 1, "rejected": 0, "errors": []}
+    shell = next(block for block in page.split("```sh\n")[1:] if "curl" in block).partition("```")[0]
+    sent = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", shell],
+        env=os.environ | {"POTSTILL_WEBHOOK_SECRETS": SECRETS[0]},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(sent.stdout) == {"accepted": 1, "rejected": 0, "errors": []}
+    assert landed(sender.home) == ["Where is my parcel?"] * 2

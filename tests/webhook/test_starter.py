@@ -19,6 +19,7 @@ from potstill.webhook.starter import Starter, Watch
 from tests.scripted_server import ScriptedHandler, ScriptedServer
 
 DEBOUNCE = Debounce(min_new_prompts=3, min_interval_seconds=100)
+EAGER = Debounce(min_new_prompts=1, min_interval_seconds=0)
 
 
 class FakePrefect(ScriptedServer):
@@ -27,6 +28,7 @@ class FakePrefect(ScriptedServer):
     def __init__(self) -> None:
         super().__init__()
         self.is_away = False
+        self.is_another = False
         self.loses_answers = False
         self.has_deployment = True
         self.runs: dict[str, dict[str, Any]] = {}
@@ -65,7 +67,9 @@ class _Handler(ScriptedHandler[FakePrefect]):
     def serve(self) -> None:
         body = self.read_body()
         status, content = self.teacher.reply(self.path, json.loads(body) if body else None)
-        answer = b"" if content is None else json.dumps(content).encode()
+        if self.teacher.is_another:
+            content = None
+        answer = (b"<html>" if self.teacher.is_another else b"") if content is None else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
@@ -105,13 +109,20 @@ class TestDebounce:
 
     def test_within_the_interval_of_the_last_no_run_starts_also_after_a_restart(self, inbox, tmp_path) -> None:
         land(inbox, 1, 2, 3)
-        start = decide_start(inbox, now=1000)
+        start = decide_start(inbox, DEBOUNCE, now=1000)
         note_start(inbox, start.key, "run", now=1005)
         land(inbox, 4)
         with Inbox(tmp_path, "demo") as restarted:
             assert [is_due(restarted, DEBOUNCE, now=now) for now in (1005, 1104.9, 1105)] == [False, False, True]
             assert not is_due(restarted, DEBOUNCE, now=990), "a clock that was set back a little"
             assert is_due(restarted, DEBOUNCE, now=5), "a clock that was set back far holds nobody for ever"
+
+    def test_of_two_receivers_on_one_inbox_one_decides(self, inbox, tmp_path) -> None:
+        land(inbox, 1, 2, 3)
+        with Inbox(tmp_path, "demo") as other:
+            assert decide_start(inbox, DEBOUNCE) is not None
+            land(inbox, 4)
+            assert decide_start(other, DEBOUNCE) is None
 
     def test_what_was_sealed_waits_no_more(self, inbox, tmp_path) -> None:
         land(inbox, 1, 2, 3)
@@ -120,14 +131,14 @@ class TestDebounce:
 
     def test_the_key_is_of_the_deliveries_that_wait(self, inbox, tmp_path) -> None:
         land(inbox, 1, 2, 3)
-        first = decide_start(inbox)
+        first = decide_start(inbox, EAGER)
         assert first.num_prompts == 3
-        assert decide_start(inbox) is None, "the same deliveries"
+        assert decide_start(inbox, EAGER) is None, "the same deliveries"
         land(inbox, 4)
-        assert decide_start(inbox).key != first.key
+        assert decide_start(inbox, EAGER).key != first.key
         with Inbox(tmp_path, "other") as other:
             land(other, 1, 2, 3)
-            assert decide_start(other).key != first.key
+            assert decide_start(other, EAGER).key != first.key
 
 
 class TestStarting:
@@ -157,7 +168,7 @@ class TestStarting:
             assert pending_start(restarted) is None
 
     def test_while_the_last_run_has_not_begun_no_other_starts(self, inbox, prefect, tmp_path) -> None:
-        watching = watch(inbox, prefect, Debounce(min_new_prompts=1, min_interval_seconds=0))
+        watching = watch(inbox, prefect, EAGER)
         for number in range(3):
             land(inbox, number)
             watching.look()
@@ -172,7 +183,7 @@ class TestStarting:
         assert len(prefect.runs) == 2, "nothing waits"
 
     def test_a_run_that_somebody_deleted_holds_nobody(self, inbox, prefect) -> None:
-        watching = watch(inbox, prefect, Debounce(min_new_prompts=1, min_interval_seconds=0))
+        watching = watch(inbox, prefect, EAGER)
         land(inbox, 1)
         watching.look()
         first = dict(prefect.runs)
@@ -212,6 +223,7 @@ class TestAway:
         prefect.has_deployment = False
         land(inbox, 1, 2, 3)
         watch(inbox, prefect).look()
+        assert len(prefect.events) == 1, "other automations are told all the same"
         assert "no deployment redistill/demo at" in caplog.text
         assert "run `prefect deploy --all`" in caplog.text
         prefect.has_deployment = True
@@ -222,6 +234,10 @@ class TestAway:
         land(inbox, 1, 2, 3)
         Watch(inbox, DEBOUNCE, lambda: PrefectApi("http://[")).look()
         assert "does not answer" in caplog.text
+        caplog.clear()
+        prefect.is_another = True
+        watch(inbox, prefect).look()
+        assert "does not answer as Prefect does to POST /deployments/filter" in caplog.text
 
 
 class TestEvents:
