@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from potstill.artifacts import sync
-from potstill.errors import InboxError
+from potstill.errors import InboxError, PotstillError
 
 NAME = "index.db"
 BUSY_SECONDS = 30.0
@@ -95,6 +95,6 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        if isinstance(error, InboxError):
+        if isinstance(error, PotstillError):
             raise
         raise InboxError(f"the inbox's index {path} cannot be used ({error}): see that its disk has room") from None

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Self
 from filelock import FileLock
 
 from potstill.artifacts import sync
-from potstill.errors import DataError, InboxError
+from potstill.errors import DataError, InboxError, PotstillError
 from potstill.inbox.database import Database
 
 FOLDER = "inbox"
@@ -101,10 +101,11 @@ class Inbox:
         if (before := self.find(webhook_id, body_sha256)) is not None:
             return before
         identity = _sha256(webhook_id)
-        descriptor, name = tempfile.mkstemp(".jsonl", f"{identity[:16]}-", self._landed)  # of mode 0600
-        path = Path(name)
+        path: Path | None = None
         may_count = False
         try:
+            descriptor, name = tempfile.mkstemp(".jsonl", f"{identity[:16]}-", self._landed)  # of mode 0600
+            path = Path(name)
             num_prompts = _write(descriptor, lines)
             if not num_prompts:
                 return Landing("empty")
@@ -114,11 +115,11 @@ class Inbox:
             may_count = other is None
             return other or Landing("landed", num_prompts)
         except OSError as error:
-            if isinstance(error, InboxError):
+            if isinstance(error, PotstillError):
                 raise
             raise InboxError(f"the inbox {self.path} cannot be written ({error.strerror}): free some room") from None
         finally:
-            if not may_count:
+            if path is not None and not may_count:
                 path.unlink(missing_ok=True)
 
     def _accept(self, row: tuple[str, str, int, float, str]) -> Landing | None:
@@ -162,7 +163,7 @@ class Inbox:
                 on_step("sweep")
                 self._sweep()
             except OSError as error:
-                if isinstance(error, InboxError):
+                if isinstance(error, PotstillError):
                     raise
                 raise InboxError(f"the inbox {self.path} cannot be sealed ({error}): free some room") from None
             return sorted(self._segments.glob("[0-9]*.jsonl"))

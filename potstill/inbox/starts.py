@@ -44,9 +44,14 @@ def is_due(inbox: Inbox, debounce: Debounce, now: float | None = None) -> bool:
     return elapsed is None or elapsed >= debounce.min_interval_seconds
 
 
-def decide_start(inbox: Inbox, now: float | None = None) -> Start | None:
-    """Write down that a run is to start for what waits; None where one was decided on for the same deliveries."""
+def decide_start(inbox: Inbox, debounce: Debounce, now: float | None = None) -> Start | None:
+    """Write down that a run is to start for what waits; None where none is due, or was for the same deliveries.
+
+    Of two receivers on one inbox, one decides.
+    """
     with inbox.database.transaction() as connection:
+        if not is_due(inbox, debounce, now):
+            return None
         digest = hashlib.sha256(inbox.path.name.encode())
         num_prompts = 0
         waiting = "SELECT id_sha256, num_prompts FROM deliveries WHERE file IS NOT NULL ORDER BY seq"

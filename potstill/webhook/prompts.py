@@ -1,5 +1,6 @@
 """What a body holds: prompts inline, or the address of a file of them; and which of its lines can be used."""
 
+import io
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,7 +18,7 @@ LINES_TYPES = ("application/x-ndjson", "application/jsonl")
 
 
 class Inline(NamedTuple):
-    lines: list[bytes]
+    lines: Iterable[bytes]
 
 
 class Reference(NamedTuple):
@@ -28,7 +29,7 @@ def read_body(content_type: str, body: bytes) -> Inline | Reference:
     """What a signed body holds. Errors: `DataError` for what is none of the three forms."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind in LINES_TYPES:
-        return Inline(body.split(b"\n"))
+        return Inline(io.BytesIO(body))
     if kind != JSON_TYPE:
         raise DataError(f"content-type {kind[:80] or 'missing'!r}: send {LINES_TYPES[0]} or {JSON_TYPE}")
     try:

@@ -94,7 +94,7 @@ class Receiver:
         async with self._bodies:
             try:
                 body = await self._read(request)
-                webhook_id = self._check(request, body)
+                webhook_id = await self._check(request, body)
                 inbox = self._inboxes.get(recipe)
                 if inbox is None:
                     raise _RefusedError(404, f"no recipe named {recipe[:80]!r} has an inbox here")  # noqa: TRY301
@@ -123,10 +123,10 @@ class Receiver:
             raise _RefusedError(499, "gone") from None
         return bytes(body)
 
-    def _check(self, request: Request, body: bytes) -> str:
+    async def _check(self, request: Request, body: bytes) -> str:
         """The id of a webhook whose sender may send it now. Only signed ones count against the rate."""
         try:
-            webhook_id = self._signatures.check(request.headers, body)
+            webhook_id = await self._in_thread(self._landing, lambda: self._signatures.check(request.headers, body))
         except NotAuthorisedError as error:
             raise _RefusedError(401, str(error)) from None
         if (wait := self._bucket.take()) > 0:
@@ -136,9 +136,9 @@ class Receiver:
         return webhook_id
 
     async def _land(self, inbox: Inbox, webhook_id: str, content_type: str, body: bytes) -> Response:
-        digest = hashlib.sha256(body).hexdigest()
         sieve = Sieve()
         try:
+            digest = await self._in_thread(self._landing, lambda: hashlib.sha256(body).hexdigest())
             found = await self._in_thread(self._landing, lambda: inbox.find(webhook_id, digest))
             if found is not None:
                 return _answer(found, sieve)

@@ -1,5 +1,6 @@
 """Files that a webhook names: opened only where the configuration allows it, whatever links and dots say."""
 
+import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from potstill.errors import DataError, InboxError, NotAuthorisedError, UsageError
+from potstill.errors import DataError, InboxError, NotAuthorisedError, PotstillError, UsageError
 
 PATIENCE = {"connect_timeout": 5, "read_timeout": 15, "retries": {"max_attempts": 2}}
 """botocore's, in seconds: a sender waits for its answer."""
+COPY_BYTES = 1024 * 1024
 LOCAL_HOSTS = ("", "localhost")
 
 
@@ -60,13 +62,20 @@ class ReferenceReader:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise DataError(f"the file cannot be read ({error.strerror})") from None
+        try:
+            self._check_opened(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         with os.fdopen(descriptor, "rb") as file:
-            link = Path(f"/proc/self/fd/{descriptor}")
-            if link.is_symlink():  # a folder may have become a link since it was resolved
-                self._check(link.readlink())
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise DataError("the address is not a plain file's")
             yield file
+
+    def _check_opened(self, descriptor: int) -> None:
+        link = Path(f"/proc/self/fd/{descriptor}")
+        if link.is_symlink():  # a folder may have become a link since it was resolved
+            self._check(link.readlink())
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DataError("the address is not a plain file's")
 
     def _check(self, path: Path) -> None:
         if not any(path.is_relative_to(_resolve(folder)) for folder in self._folders):
@@ -79,7 +88,11 @@ class ReferenceReader:
         import fsspec
 
         try:
-            opened = cast("BinaryIO", fsspec.filesystem("s3", config_kwargs=PATIENCE).open(path, "rb"))
+            store = fsspec.filesystem("s3", config_kwargs=PATIENCE)
+            with io.BufferedReader(cast("io.RawIOBase", store.open(path, "rb")), COPY_BYTES) as file:
+                yield file
+        except PotstillError:  # of what is in the file
+            raise
         except ImportError:
             raise InboxError("s3:// needs the extra s3: pip install potstill[s3]") from None
         except (FileNotFoundError, IsADirectoryError):
@@ -88,8 +101,6 @@ class ReferenceReader:
             raise DataError("the object cannot be read (the store refuses)") from None
         except Exception as error:  # noqa: BLE001  botocore has its own tree, which depends on the store
             raise InboxError(f"the object store does not answer ({type(error).__name__})") from None
-        with opened as file:
-            yield file
 
 
 def _resolve(path: Path) -> Path:

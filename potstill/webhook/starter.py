@@ -49,32 +49,38 @@ class Watch:
         self._api = api
         self._pause = 0.0
         self._next_at = 0.0
-        self._trouble = ""
+        self._is_troubled = False
 
     def look(self) -> None:
         """One pass; a failure is said once, and the next passes leave Prefect alone for a while."""
         if time.monotonic() < self._next_at:
             return
-        try:
-            self._start_run()
-            self._announce()
-        except (OrchestratorError, InboxError) as error:
+        troubles = [said for said in (self._try(self._start_run), self._try(self._announce)) if said]
+        if troubles:
             self._pause = min(LONGEST_PAUSE_SECONDS, self._pause * 2 or FIRST_PAUSE_SECONDS)
             self._next_at = time.monotonic() + self._pause
-            if not self._trouble:
-                log.warning("%s: prompts are kept, the run is started later: %s", self.recipe, error)
-            self._trouble = str(error)
+            if not self._is_troubled:
+                log.warning("%s: prompts are kept, Prefect is told later: %s", self.recipe, troubles[0])
         else:
-            if self._trouble:
+            if self._is_troubled:
                 log.info("%s: goes on", self.recipe)
-            self._trouble, self._pause = "", 0.0
+            self._pause = 0.0
+        self._is_troubled = bool(troubles)
+
+    @staticmethod
+    def _try(step: Callable[[], None]) -> str:
+        try:
+            step()
+        except (OrchestratorError, InboxError) as error:
+            return str(error)
+        return ""
 
     def _start_run(self) -> None:
         start = pending_start(self._inbox)
         if start is None:
             if not is_due(self._inbox, self._debounce) or self._is_one_queued():
                 return
-            start = decide_start(self._inbox)
+            start = decide_start(self._inbox, self._debounce)
             if start is None:
                 return
         api = self._api()
