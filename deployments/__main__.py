@@ -40,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return commands.down(home)
     if arguments.command == "status":
         return commands.status(home, as_json=arguments.as_json)
-    config = arguments.config.absolute()
+    config = arguments.config.resolve()
     return run_box(home, config) if arguments.foreground else commands.up(home, config)
 
 
