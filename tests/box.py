@@ -17,6 +17,7 @@ import yaml
 
 from deployments.box.leftovers import marked
 from deployments.box.places import Kept, Places, State
+from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
 from potstill.subprocesses import process_started_at
 
@@ -116,15 +117,26 @@ class ClonedBox:
     def deployment(self, full_name: str) -> dict[str, Any]:
         flow, _, name = full_name.partition("/")
         query = {"flows": {"name": {"any_": [flow]}}, "deployments": {"name": {"any_": [name]}}}
-        [found] = self.api.find("deployments", **query)
+        [found] = self.ask("POST", "/deployments/filter", query)
         return found
 
     def start_run(self, full_name: str, **body: Any) -> str:
         path = f"/deployments/{self.deployment(full_name)['id']}/create_flow_run"
-        return self.api.post(path, {"state": {"type": "SCHEDULED"}, **body})["id"]
+        return self.ask("POST", path, {"state": {"type": "SCHEDULED"}, **body})["id"]
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """As Prefect's own client: asked again where SQLite is busy, which the server answers with 503."""
+        for _ in range(10):
+            try:
+                return self.api.get(path) if method == "GET" else self.api.post(path, body)
+            except OrchestratorError as error:
+                if "answers 503" not in str(error) and "does not answer" not in str(error):
+                    raise
+                time.sleep(1)
+        raise AssertionError(f"{method} {path}: no answer\n{self.logs()}")
 
     def run_state(self, run: str) -> dict[str, Any]:
-        return self.api.get(f"/flow_runs/{run}")["state"]
+        return self.ask("GET", f"/flow_runs/{run}")["state"]
 
     def await_run(self, run: str, kinds: set[str], seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         def look() -> dict[str, Any] | None:

@@ -33,10 +33,8 @@ LOCK_SECONDS = 2.0
 """Who only looks whether a supervisor lives holds its lock for a moment."""
 BOUND_SECONDS = 30.0
 """How often the logs are looked at."""
-SERVER_STOP_SECONDS = 10.0
-"""How long what is no worker may take to end."""
-RUN_SECONDS = 5.0
-"""How long a worker may take to end once its runs have."""
+STOP_SECONDS = 10.0
+"""How long a process may take to end; runs have their own time before."""
 
 
 def run_box(home: Path, config: Path) -> int:
@@ -76,7 +74,7 @@ def supervise(places: Places, listed: Sequence[Process], box: Box, config: str) 
     finally:
         _stop(places, watched, state, box.stop_seconds)
         keeper.stop()
-        say(f"stopped; {end_leftovers(state, RUN_SECONDS)} processes were left")
+        say(f"stopped; {end_leftovers(state, STOP_SECONDS)} processes were left")
         places.forget_state()
 
 
@@ -119,7 +117,7 @@ def _write(places: Places, watched: Sequence[Watched], state: State, said: dict[
 
 
 def _stop(places: Places, watched: Sequence[Watched], state: State, run_seconds: float) -> None:
-    """Workers and their runs first, which may take their time to save; the server that they report to last."""
+    """Runs first, which may take their time to save, then their workers; the server that they report to last."""
     say("stopping")
     with suppress(OSError):
         kept = [one.kept() for one in watched]
@@ -130,9 +128,10 @@ def _stop(places: Places, watched: Sequence[Watched], state: State, run_seconds:
 
     for stage, group in groupby(sorted(watched, key=order), key=order):
         members = list(group)
-        grace = run_seconds + RUN_SECONDS if stage == WORKERS_STOP else SERVER_STOP_SECONDS
-        with ThreadPoolExecutor(len(members) + 1) as threads:
+        if stage == WORKERS_STOP:
             for one in members:
-                threads.submit(one.stop, grace)
-            if stage == WORKERS_STOP:  # a worker that is told to end waits for its runs, and tells them nothing
-                threads.submit(end_all, lambda: runs(state.mark), run_seconds)
+                one.pause()  # told to end, a worker may kill its runs at once; left alone, it would start others
+            end_all(lambda: runs(state.mark), run_seconds)
+        with ThreadPoolExecutor(len(members)) as threads:
+            for one in members:
+                threads.submit(one.stop, STOP_SECONDS)

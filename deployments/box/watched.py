@@ -1,8 +1,10 @@
 """One process that is kept alive: started when what it needs is there, started again when it dies, more slowly each time."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,9 +97,14 @@ class Watched:
         elif self.condition == "up" and self._clock() - self._born > STEADY_SECONDS:
             self._num_early_deaths = 0
 
+    def pause(self) -> None:
+        """Let it do nothing more until it is stopped."""
+        self._signal(signal.SIGSTOP)
+
     def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL to its group after the grace."""
         if self._child is not None:
+            self._signal(signal.SIGCONT)
             self._child.stop(grace_seconds)
             self._child = None
         self.condition = "stopped"
@@ -105,6 +112,11 @@ class Watched:
     def bound_log(self) -> None:
         """Keep the last part of a log that has grown too long; the child writes on in the same file."""
         bound_log(self._log_path)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, number)
 
     def _start(self, *, may_start: bool) -> None:
         if self._clock() < self._next_start:

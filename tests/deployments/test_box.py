@@ -37,7 +37,7 @@ def written(path: Path) -> list[dict[str, Any]]:
 def test_a_run_cannot_choose_its_command_folder_or_variables_but_its_card(box: ClonedBox, tmp_path: Path) -> None:
     evil = {"command": f"touch {tmp_path}/pwned", "working_dir": str(tmp_path), "env": {"PYTHONPATH": str(tmp_path)}}
     for name, value in evil.items():
-        with pytest.raises(OrchestratorError, match="422.*Additional properties are not allowed"):
+        with pytest.raises(OrchestratorError, match=r"422.*Additional properties are not allowed"):
             box.start_run("sleepy/here", job_variables={name: value}, parameters={"path": str(tmp_path / "x")})
     # an API that checks nothing: the worker has to be as deaf
     deployment = box.deployment("sleepy/here")

@@ -88,7 +88,7 @@ def test_killed_it_is_started_again_a_second_later(watch, clock):
     first = tick_until(watched, "up")
     clock.now += STEADY_SECONDS + 1
     watched.tick(may_start=True)
-    watched._child._signal_group(signal.SIGKILL)
+    watched._signal(signal.SIGKILL)
     kept = tick_until(watched, "restarting")
     assert "killed by SIGKILL" in kept.remark
     watched.tick(may_start=True)
@@ -122,7 +122,7 @@ def test_once_it_has_lived_long_the_count_begins_anew(watch, clock):
     for _ in range(5):
         tick_until(watched, "up")
         clock.now += STEADY_SECONDS + 1
-        watched._child._signal_group(signal.SIGKILL)
+        watched._signal(signal.SIGKILL)
         tick_until(watched, "restarting")
         clock.now += 1
 
