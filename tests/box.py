@@ -78,11 +78,11 @@ class ClonedBox:
             timeout=400,
         )
 
-    def deploy_also(self, name: str, entrypoint: str, pool: str) -> None:
+    def deploy_also(self, name: str, entrypoint: str, pool: str, **fields: Any) -> None:
         """One more entry of the clone's prefect.yaml."""
         path = self.checkout / "prefect.yaml"
         data = yaml.safe_load(path.read_text())
-        data["deployments"].append({"name": name, "entrypoint": entrypoint, "work_pool": {"name": pool}})
+        data["deployments"].append({"name": name, "entrypoint": entrypoint, "work_pool": {"name": pool}, **fields})
         path.write_text(yaml.safe_dump(data))
 
     def up(self) -> str:

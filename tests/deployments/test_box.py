@@ -13,7 +13,9 @@ import pytest
 
 from deployments.box.leftovers import marked
 from potstill.errors import OrchestratorError
-from tests.box import ClonedBox, cloned_box, eventually, is_alive
+from potstill.recipe import Recipe
+from potstill.recipe_file import load_recipe
+from tests.box import ROOT, ClonedBox, cloned_box, eventually, is_alive
 
 pytestmark = pytest.mark.flow
 
@@ -23,8 +25,10 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClonedBox]:
-    with cloned_box(tmp_path_factory.mktemp("box"), gateway=None, webhook=None, stop_seconds=20) as box:
-        box.deploy_also("here", SLEEPY, "cpu")
+    sections = {"gateway": None, "webhook": None, "stop_seconds": 20, "schedules": ["sleepy/here"]}
+    with cloned_box(tmp_path_factory.mktemp("box"), **sections) as box:
+        asleep = {"slug": "nightly", "cron": "0 2 1 1 *", "timezone": "Europe/London", "active": False}
+        box.deploy_also("here", SLEEPY, "cpu", schedules=[asleep])
         box.deploy_also("there", SLEEPY, "gpu")
         box.up()
         yield box
@@ -32,6 +36,21 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClonedBox]:
 
 def written(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_it_is_set_up_as_box_yaml_prefect_yaml_and_the_recipes_files_say(box: ClonedBox) -> None:
+    pools = {pool["name"]: pool for pool in box.ask("POST", "/work_pools/filter", {})}
+    assert {name: pool["concurrency_limit"] for name, pool in pools.items()} == {"cpu": 4, "gpu": 1}
+    for name, pool in pools.items():
+        assert pool["type"] == "process"
+        assert pool["base_job_template"] == json.loads((ROOT / "deployments" / "pools" / f"{name}.json").read_text())
+    demo = box.deployment("distill-student/demo")
+    assert Recipe.model_validate(demo["parameters"]["recipe"]) == load_recipe(ROOT / "recipes" / "demo.yaml")
+    assert demo["global_concurrency_limit"]["limit"] == 1
+    assert demo["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    [schedule] = box.deployment("sleepy/here")["schedules"]
+    assert schedule["active"], "off in prefect.yaml, but named in box.yaml"
+    assert schedule["schedule"]["timezone"] == "Europe/London"
 
 
 def test_a_run_cannot_choose_its_command_folder_or_variables_but_its_card(box: ClonedBox, tmp_path: Path) -> None:

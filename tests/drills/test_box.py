@@ -28,7 +28,7 @@ DEPLOYMENT = "distill-student/demo"
 TIMEZONE = "Europe/London"
 DEMO_SECONDS = 2400
 SLEEPY = "tests/deployments/sleepy.py:sleepy"
-SECRET = "whsec_" + "A" * 32  # noqa: S105
+SECRET = "whsec_" + "A" * 32
 
 
 @pytest.fixture(scope="module")
