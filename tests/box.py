@@ -57,11 +57,12 @@ class ClonedBox:
         _drop_what_is_not_there_yet(self.checkout)
         config = {name: {"port": port} for name, port in self.ports.items()} | sections
         self.config.write_text(yaml.safe_dump(config))
+        others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in {"", str(ROOT)}]
         self.env = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PREFECT_", "POTSTILL_", "PYTEST_"))
-        } | {"POTSTILL_HOME": str(self.places.home), "PYTHONPATH": str(self.checkout)}
+        } | {"POTSTILL_HOME": str(self.places.home), "PYTHONPATH": os.pathsep.join([str(self.checkout), *others])}
 
     def make(self, target: str) -> "subprocess.CompletedProcess[str]":
         """`make TARGET` with the environment that runs the tests, which is taken for installed."""

@@ -53,6 +53,14 @@ def test_it_is_set_up_as_box_yaml_prefect_yaml_and_the_recipes_files_say(box: Cl
     assert schedule["schedule"]["timezone"] == "Europe/London"
 
 
+def test_a_schedule_makes_runs(box: ClonedBox) -> None:
+    """SQLAlchemy 2.1 breaks Prefect 3.8's scheduler, and only its log says so."""
+    of_sleepy = {"id": {"any_": [box.deployment("sleepy/here")["id"]]}}
+    [run, *_] = eventually(lambda: box.ask("POST", "/flow_runs/filter", {"deployments": of_sleepy}))
+    assert run["auto_scheduled"]
+    assert run["state_type"] == "SCHEDULED"
+
+
 def test_a_run_cannot_choose_its_command_folder_or_variables_but_its_card(box: ClonedBox, tmp_path: Path) -> None:
     evil = {"command": f"touch {tmp_path}/pwned", "working_dir": str(tmp_path), "env": {"PYTHONPATH": str(tmp_path)}}
     for name, value in evil.items():
