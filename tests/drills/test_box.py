@@ -75,24 +75,16 @@ def test_it_listens_on_this_machine_only_and_shows_its_secrets_to_nobody(box: Cl
     assert secret not in box.logs()
 
 
-def test_the_schedule_starts_the_demo_which_outlives_its_server_and_its_worker(
-    box: ClonedBox, replay_teacher: Callable[..., AbstractContextManager[str]]
+def test_the_schedule_starts_a_run_which_outlives_its_server_and_its_worker(
+    box: ClonedBox,
+    tmp_path: Path,
+    write_tickets: Callable[..., Any],
+    replay_teacher: Callable[..., AbstractContextManager[str]],
+    tiny_recipe: Callable[..., dict[str, Any]],
 ) -> None:
-    with replay_teacher(ROOT / "examples" / "demo" / "answers.jsonl", latency_ms=30) as teacher:
-        deployment = box.deployment(DEPLOYMENT)
-        recipe = deployment["parameters"]["recipe"]
-        recipe["teacher"]["base_url"] = teacher
-        due = datetime.now(ZoneInfo(TIMEZONE)) + timedelta(seconds=70)
-        schedule = {"cron": f"{due.minute} {due.hour} * * *", "timezone": TIMEZONE}
-        body = [{"schedule": schedule, "active": True, "parameters": {"recipe": recipe}, "slug": "drill"}]
-        box.ask("POST", f"/deployments/{deployment['id']}/schedules", body)
-        run = eventually(lambda: next(iter(runs_of(box, deployment["id"])), None), seconds=180)
-        print(f"\nscheduled for {run['expected_start_time']} by {run['auto_scheduled']=}")
-        assert run["auto_scheduled"]
-        box.await_run(run["id"], {"RUNNING"}, seconds=240)
-        late = (datetime.now(UTC) - datetime.fromisoformat(run["expected_start_time"])).total_seconds()
-        started = time.monotonic()
-        time.sleep(20)
+    tickets = write_tickets(box.places.home / "inbox" / "tickets", 400)
+    with replay_teacher(tickets.answers, latency_ms=500) as teacher:
+        run = start_by_schedule(box, tiny_recipe(tickets.log, teacher))
         for name in ("server", "cpu-1"):
             before = box.kept(name)
             assert before.pid
@@ -100,29 +92,58 @@ def test_the_schedule_starts_the_demo_which_outlives_its_server_and_its_worker(
             killed = time.monotonic()
             after = box.await_another(name, before)
             print(f"{name}: killed, answers again as {after.pid} after {time.monotonic() - killed:.1f} s")
-        peak = 0.0
-        while box.run_state(run["id"])["type"] not in {"COMPLETED", "FAILED", "CRASHED"}:
-            assert time.monotonic() - started < DEMO_SECONDS
-            peak = max(peak, memory_mib(box.state.mark))
-            time.sleep(5)
-        state = box.run_state(run["id"])
-        print(f"running {late:.0f} s after its time, over {time.monotonic() - started:.0f} s later as {state['name']}")
-        print(f"at most {peak:.0f} MiB in all")
-        assert state["name"] == "Completed", f"{state['message']}\n{box.logs()}"
-
-
-def runs_of(box: ClonedBox, deployment: str) -> list[dict[str, Any]]:
-    query = {"deployments": {"id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 1}
-    return box.ask("POST", "/flow_runs/filter", query)
+        assert box.run_state(run)["type"] == "RUNNING", "both died in the middle of it"
+        await_completed(box, run)
 
 
 def test_the_gateway_has_come_up_by_itself_and_the_report_is_shown(box: ClonedBox) -> None:
-    eventually(lambda: box.kept("gateway").condition == "up", seconds=120)
+    eventually(lambda: box.kept("gateway").condition == "up", seconds=180)
     models = httpx.get(f"http://127.0.0.1:{box.ports['gateway']}/v1/models", timeout=30).json()
-    assert "demo" in {model["id"] for model in models["data"]}
-    [report] = (box.places.home / "reports").glob("demo/*/report.html")
+    assert "tickets" in {model["id"] for model in models["data"]}
+    [report] = (box.places.home / "reports").glob("tickets/*/report.html")
     path = report.relative_to(box.places.home / "reports")
     assert httpx.get(f"http://127.0.0.1:{box.ports['reports']}/{path}").text == report.read_text()
+
+
+def test_the_schedule_starts_the_demo(
+    box: ClonedBox, replay_teacher: Callable[..., AbstractContextManager[str]]
+) -> None:
+    with replay_teacher(ROOT / "examples" / "demo" / "answers.jsonl", latency_ms=30) as teacher:
+        recipe = box.deployment(DEPLOYMENT)["parameters"]["recipe"]
+        recipe["teacher"]["base_url"] = teacher
+        await_completed(box, start_by_schedule(box, recipe))
+
+
+def start_by_schedule(box: ClonedBox, recipe: dict[str, Any]) -> str:
+    """A run of the deployment with this recipe, begun by a schedule that is due in a minute or two."""
+    deployment = box.deployment(DEPLOYMENT)["id"]
+    due = datetime.now(ZoneInfo(TIMEZONE)) + timedelta(seconds=120)
+    schedule = {"cron": f"{due.minute} {due.hour} * * *", "timezone": TIMEZONE}
+    body = [{"schedule": schedule, "active": True, "parameters": {"recipe": recipe}, "slug": recipe["name"]}]
+    [made] = box.ask("POST", f"/deployments/{deployment}/schedules", body)
+    query = {"deployments": {"id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+
+    def look() -> dict[str, Any] | None:
+        found = box.ask("POST", "/flow_runs/filter", query)
+        return next((run for run in found if (run["created_by"] or {}).get("id") == made["id"]), None)
+
+    run = eventually(look, seconds=120)
+    assert run["auto_scheduled"]
+    box.await_run(run["id"], {"RUNNING"}, seconds=400)
+    late = (datetime.now(UTC) - datetime.fromisoformat(run["expected_start_time"])).total_seconds()
+    print(f"\n{recipe['name']}: scheduled for {run['expected_start_time']}, runs {late:.0f} s later")
+    return run["id"]
+
+
+def await_completed(box: ClonedBox, run: str) -> None:
+    started, peak = time.monotonic(), 0.0
+    while box.run_state(run)["type"] not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+        assert time.monotonic() - started < DEMO_SECONDS
+        peak = max(peak, memory_mib(box.state.mark))
+        time.sleep(5)
+    state = box.run_state(run)
+    print(f"{state['name']} after {time.monotonic() - started:.0f} s, at most {peak:.0f} MiB in all")
+    assert state["name"] == "Completed", f"{state['message']}\n{box.logs()}"
 
 
 def test_a_supervisor_that_is_killed_with_its_keeper_is_cleaned_up_after_by_the_next_make_up(box: ClonedBox) -> None:
