@@ -32,6 +32,10 @@ class PrefectApi(NamedTuple):
         """What the server answers to a JSON body; None where it answers nothing."""
         return self._ask("POST", path, body)
 
+    def patch(self, path: str, body: Any) -> Any:
+        """Change an object; what the server answers, or None."""
+        return self._ask("PATCH", path, body)
+
     def find(self, what: str, **query: Any) -> list[dict[str, Any]]:
         """Objects by Prefect's filters, such as `find("deployments", deployments={"name": {"any_": ["demo"]}})`."""
         return self.post(f"/{what}/filter", query)
