@@ -68,7 +68,7 @@ def zombies() -> AutomationCore:
             threshold=1,
             within=timedelta(seconds=MISSED_SECONDS),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=ZOMBIE_MESSAGE)],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=ZOMBIE_MESSAGE, force=False)],
     )
 
 
@@ -110,7 +110,9 @@ def server() -> Iterator[SyncPrefectClient]:
         remedy = f": set {AUTH_VARIABLE} to the server's" if refused else f": {error.response.text[:300]}"
         raise OrchestratorError(f"Prefect at {url} answers {error.response.status_code}{remedy}") from None
     except httpx.HTTPError as error:
-        raise OrchestratorError(f"Prefect at {url} does not answer ({error}): start it, or set {URL_VARIABLE}") from None
+        raise OrchestratorError(
+            f"Prefect at {url} does not answer ({error}): start it, or set {URL_VARIABLE}"
+        ) from None
 
 
 def show(changes: Sequence[Change]) -> None:

@@ -32,7 +32,9 @@ async def _give_time() -> int:
     ours = sqlalchemy.select(db.Automation.id).where(db.Automation.name.startswith(PREFIX, autoescape=True))
     bucket = db.AutomationBucket
     put_off = (
-        sqlalchemy.update(bucket).where(bucket.automation_id.in_(ours), bucket.end < due, bucket.count < 1).values(end=due)
+        sqlalchemy.update(bucket)
+        .where(bucket.automation_id.in_(ours), bucket.end < due, bucket.count < 1)
+        .values(end=due)
     )
     try:
         async with db.session_context(begin_transaction=True) as session:

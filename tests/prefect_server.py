@@ -20,6 +20,7 @@ PREFECT = (sys.executable, "-m", "prefect")
 class RunningServer(NamedTuple):
     url: str
     env: dict[str, str]
+    pid: int
 
     def call(self, *command: str, check: bool = True, **extra_env: str) -> "subprocess.CompletedProcess[str]":
         """A command of this checkout against the server."""
@@ -35,9 +36,13 @@ class RunningServer(NamedTuple):
         return reply.json()
 
     def post(self, path: str, body: Any) -> Any:
-        reply = httpx.post(f"{self.url}{path}", json=body, timeout=30)
+        for _ in range(5):
+            reply = httpx.post(f"{self.url}{path}", json=body, timeout=30)
+            if reply.status_code != 503:  # SQLite on a busy machine
+                break
+            time.sleep(1)
         reply.raise_for_status()
-        return reply.json()
+        return reply.json() if reply.content else None
 
     def state(self, run_id: str) -> dict[str, Any]:
         return httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=30).json()["state"]
@@ -82,9 +87,9 @@ def prefect_server(place: Path, **settings: str) -> Iterator[RunningServer]:
         **settings,
     }
     start = (*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port)
-    with running(start, env, place / "server.log"):
+    with running(start, env, place / "server.log") as process:
         wait_for(lambda: _is_up(url), seconds=120)
-        yield RunningServer(url, env)
+        yield RunningServer(url, env, process.pid)
 
 
 def wait_for(look: Callable[[], Any], seconds: float) -> Any:

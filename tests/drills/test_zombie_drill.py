@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,13 @@ from tests.prefect_server import PREFECT, RunningServer, free_port, make_pool, p
 
 pytestmark = pytest.mark.drill
 
-FLOW = '''
+FLOW = """
 import os, time
 from pathlib import Path
 from prefect import flow, runtime
 from prefect.flow_runs import suspend_flow_run
-from prefect.exceptions import Pause
 from prefect.states import Completed
-from tasks.events import say_waiting
+from tasks.events import set_aside
 
 @flow(name="redistill", log_prints=True)
 def run(how: str, seconds: float = 0, place: str = "."):
@@ -28,13 +27,10 @@ def run(how: str, seconds: float = 0, place: str = "."):
     if how == "Failed":
         raise ValueError("as asked")
     if how == "Suspended":
-        try:
+        with set_aside():
             suspend_flow_run(timeout=86400)
-        except Pause:
-            say_waiting(runtime.flow_run.id)
-            raise
     return Completed(name=how)
-'''
+"""
 DEPLOY = """
 import sys
 from pathlib import Path
@@ -44,63 +40,78 @@ for name, pool, limit in (("doomed", "doomed", 1), ("calm", "calm", None)):
         name, work_pool_name=pool, concurrency_limit=limit, print_next_steps=False, build=False, push=False
     )
 """
-ENDS = {"Completed": "Completed", "Failed": "Failed", "GateRejected": "GateRejected"} | {
-    "GateUndecided": "GateUndecided",
-    "Skipped": "Skipped",
-    "Suspended": "Suspended",
-}
+ENDS = ("Completed", "Failed", "GateRejected", "GateUndecided", "Skipped", "Suspended")
 LIMIT_SECONDS = 120
 LEFT_ALONE_SECONDS = 180
 OUTAGE_SECONDS = 120
+BEFORE_SERVER = ("--before-server",)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zombies")
-
-
-@pytest.fixture(scope="module")
-def port() -> str:
-    return str(free_port())
-
-
-def test_a_dead_run_is_crashed_and_its_slots_freed_while_what_lives_or_waits_is_let_alone(place: Path, port: str) -> None:
-    with prefect_server(place, port=port) as server, _worker(server, "calm", place):
+def test_a_dead_run_is_crashed_and_its_slots_freed_while_what_lives_or_waits_is_let_alone(tmp_path: Path) -> None:
+    place = tmp_path
+    with prefect_server(place) as server:
         _prepare(server, place)
-        others = {how: _start(server, "calm", place, how) for how in ENDS}
-        others["Cancelled"] = _start(server, "calm", place, "Completed", seconds=900)
-        living = _start(server, "calm", place, "Completed", seconds=600)
-        with _worker(server, "doomed", place) as worker:
-            dead = _start(server, "doomed", place, "Completed", seconds=900)
-            queued = _start(server, "doomed", place, "Completed", seconds=0)
-            child = _pid(place, dead)
-            wait_for(lambda: server.state(dead)["name"] == "Running", 60)
-            _pid(place, others["Cancelled"])
-            server.post(f"/flow_runs/{others['Cancelled']}/set_state", {"state": {"type": "CANCELLING"}})
-            for how, run in others.items():
-                wait_for(lambda run=run, how=how: server.state(run)["name"] == how, 180)
-            time.sleep(20)
-            assert server.state(queued)["type"] != "RUNNING"
-            os.kill(worker.pid, signal.SIGKILL)
-            os.kill(child, signal.SIGKILL)
-            killed = time.monotonic()
-        with _worker(server, "doomed", place):  # as a supervisor does
-            wait_for(lambda: server.state(dead)["type"] == "CRASHED", LIMIT_SECONDS)
-            crashed = time.monotonic() - killed
-            assert "docs/operations.md#crashed" in server.state(dead)["message"]
-            wait_for(lambda: server.state(queued)["type"] in {"RUNNING", "COMPLETED"}, LIMIT_SECONDS - crashed)
-            freed = time.monotonic() - killed
-            wait_for(lambda: server.state(queued)["name"] == "Completed", 60)
-        print(f"\nkilled worker and child: Crashed after {crashed:.0f} s, the next run of its slot runs after {freed:.0f} s")
-        time.sleep(max(0, LEFT_ALONE_SECONDS - (time.monotonic() - killed)))
-        assert {how: server.state(run)["name"] for how, run in others.items()} == {how: how for how in others}
-        assert server.state(living)["name"] == "Running"
-        _outage(server, place, port, living, others["Suspended"])
+        with _worker(server, "calm", place):
+            others = {how: _start(server, "calm", place, how) for how in ENDS}
+            others["Cancelled"] = _start(server, "calm", place, "Completed", seconds=900)
+            living = _start(server, "calm", place, "Completed", seconds=900)
+            with _worker(server, "doomed", place) as worker:
+                dead = _start(server, "doomed", place, "Completed", seconds=900)
+                queued = _start(server, "doomed", place, "Completed")
+                child = _pid(place, dead)
+                wait_for(lambda: server.state(dead)["name"] == "Running", 60)
+                _pid(place, others["Cancelled"])
+                server.post(f"/flow_runs/{others['Cancelled']}/set_state", {"state": {"type": "CANCELLING"}})
+                for how, run in others.items():
+                    wait_for(lambda run=run, how=how: server.state(run)["name"] == how, 180)
+                assert server.state(queued)["type"] != "RUNNING"
+                os.kill(worker.pid, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
+                killed = time.monotonic()
+            with _worker(server, "doomed", place):  # as a supervisor does
+                wait_for(lambda: server.state(dead)["type"] == "CRASHED", LIMIT_SECONDS)
+                crashed = time.monotonic() - killed
+                assert "docs/operations.md#crashed" in server.state(dead)["message"]
+                wait_for(lambda: server.state(queued)["type"] in {"RUNNING", "COMPLETED"}, LIMIT_SECONDS - crashed)
+                freed = time.monotonic() - killed
+                wait_for(lambda: server.state(queued)["name"] == "Completed", 60)
+            print(f"\nworker and child killed: Crashed after {crashed:.0f} s, the next run started after {freed:.0f} s")
+            time.sleep(max(0, LEFT_ALONE_SECONDS - (time.monotonic() - killed)))
+            assert {how: server.state(run)["name"] for how, run in others.items()} == {how: how for how in others}
+            assert server.state(living)["name"] == "Running"
 
 
-def _outage(server: RunningServer, place: Path, port: str, living: str, waiting: str) -> None:
-    [pid] = [int(line) for line in [(place / "server.pid").read_text()]] if (place / "server.pid").exists() else [0]
-    assert pid or waiting
+def test_a_run_that_lives_through_an_outage_of_the_server_is_not_called_crashed(tmp_path: Path) -> None:
+    place, port = tmp_path, str(free_port())
+    with ExitStack() as outlasting:
+        _live_through(outlasting, place, port)
+
+
+def _live_through(outlasting: ExitStack, place: Path, port: str) -> None:
+    with ExitStack() as first:
+        server = first.enter_context(prefect_server(place, port=port))
+        _prepare(server, place)
+        worker = first.enter_context(_worker(server, "doomed", place))
+        outlasting.enter_context(_worker(server, "calm", place))
+        waiting = _start(server, "calm", place, "Suspended")
+        living = _start(server, "calm", place, "Completed", seconds=OUTAGE_SECONDS + 120)
+        dead = _start(server, "doomed", place, "Completed", seconds=900)
+        child = _pid(place, dead)
+        wait_for(lambda: server.state(living)["name"] == server.state(dead)["name"] == "Running", 120)
+        wait_for(lambda: server.state(waiting)["name"] == "Suspended", 120)
+        time.sleep(10)
+        os.kill(server.pid, signal.SIGKILL)
+        os.kill(worker.pid, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
+    time.sleep(OUTAGE_SECONDS)
+    said = server.call("-m", "deployments.automations", *BEFORE_SERVER).stdout
+    with prefect_server(place, port=port) as server:
+        up = time.monotonic()
+        wait_for(lambda: server.state(dead)["type"] == "CRASHED", 240)
+        print(f"\n{said.strip()}; a run that died in the outage was Crashed {time.monotonic() - up:.0f} s after it")
+        assert server.state(living)["name"] in {"Running", "Completed"}
+        wait_for(lambda: server.state(living)["name"] == "Completed", 240)
+        assert server.state(waiting)["name"] == "Suspended"
 
 
 def _prepare(server: RunningServer, place: Path) -> None:
@@ -117,8 +128,8 @@ def _start(server: RunningServer, deployment: str, place: Path, how: str, second
     return server.post(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
 
 
-def _worker(server: RunningServer, pool: str, place: Path):  # noqa: ANN202
-    command = (*PREFECT, "worker", "start", "--pool", pool, "--create-pool-if-not-found", "--type", "process")
+def _worker(server: RunningServer, pool: str, place: Path):
+    command = (*PREFECT, "worker", "start", "--pool", pool)
     return running(command, server.env | {"PREFECT_WORKER_QUERY_SECONDS": "2"}, place / f"worker-{pool}.log")
 
 
@@ -126,7 +137,3 @@ def _pid(place: Path, run: str) -> int:
     file = place / f"{run}.pid"
     wait_for(lambda: file.exists() and file.read_text(), 120)
     return int(file.read_text())
-
-
-def _unused() -> Iterator[None]:
-    yield
