@@ -53,7 +53,7 @@ def zombies() -> AutomationCore:
 
     Any event of a run ends the wait for its next heartbeat, so that states with names of their own need no list here. A run by
     hand is let alone: it holds no slot, and its heartbeats are as rare as Prefect's default. Prefect itself refuses to crash a
-    run that has ended, so a heartbeat that comes after the end does no harm; for suspended runs see `tasks.events.WAITING`.
+    run that has ended, so a heartbeat that comes after the end does no harm; for suspended runs see `tasks.waiting`.
     """
     return AutomationCore(
         name=f"{PREFIX}zombie runs",

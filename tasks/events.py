@@ -3,24 +3,17 @@
 Event names, resource ids and payload fields are an interface: `deployments.alerts` and the page docs/alerts.md name them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import copy_context
 from decimal import Decimal
-from threading import Timer
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.events import emit_event
-from prefect.exceptions import Pause
-from prefect.runtime import flow_run
 
 RELEASED = "potstill.released"
 """A version serves from now on. Payload: recipe, version, verdict, headline."""
 BUDGET = "potstill.budget.reached-80"
 """Four fifths of a cap are committed. Payload: recipe, account, committed_usd, cap_usd, percent."""
 WAITING = "potstill.waiting"
-"""A run is set aside until somebody answers: its heartbeats end, and are not missed. On the run itself."""
-SETTLED_SECONDS = 3.0
+"""A run is set aside until somebody answers: see `tasks.waiting`. The resource is the run itself."""
 BUDGET_SHARE = Decimal("0.8")
 
 ACCOUNT_LABEL = "potstill.account"
@@ -63,21 +56,6 @@ def say_budget(recipe: str, account: str, committed_usd: Decimal, cap_usd: Decim
         id=uuid5(NAMESPACE_URL, f"{BUDGET}/{account}"),
     )
     return True
-
-
-@contextmanager
-def set_aside() -> Iterator[None]:
-    """Around `suspend_flow_run`: says that the run waits for somebody, once its last heartbeat must have arrived.
-
-    That heartbeat may reach the server after the suspension. The zombie automation would then wait for the next one, and call
-    the run Crashed: so it hears last that there will be none. It is said from a thread that the process waits for.
-    """
-    try:
-        yield
-    except Pause:
-        resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
-        Timer(SETTLED_SECONDS, copy_context().run, (emit_event, WAITING, resource)).start()
-        raise
 
 
 def _resource(recipe: str) -> dict[str, str]:

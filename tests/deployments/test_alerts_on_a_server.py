@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.prefect_server import RunningServer, prefect_server, wait_for
+from tests.prefect_server import RunningServer, free_port, prefect_server, wait_for
 from tests.receivers import Received, Receivers, receivers
 
 pytestmark = pytest.mark.flow
@@ -135,17 +135,18 @@ def test_what_the_file_no_longer_names_is_removed_and_what_is_not_ours_stays(ale
         "notify: [{to: webhook, url_env: HOOK_URL, token_env: HOOK_TOKEN, recipes: [tickets], on: [failed]}]"
     )
     said = Counter(line.split()[0] for line in _apply(alerted).stdout.splitlines())
-    assert said == {"unchanged": 2, "removed": 19 + 2}
+    assert said == {"updated": 1, "unchanged": 1, "removed": 19 + 2}, "the test message names the alerts"
     left = {automation["name"] for automation in server.find("automations")}
     assert left == {"potstill: zombie runs", "potstill alert: webhook: failed", "potstill alert: webhook: test"}
 
 
 def test_a_test_message_that_the_server_cannot_send_is_an_error_that_says_so(alerted: Alerted) -> None:
-    alerted.file.write_text("notify: [{to: webhook, url_env: HOOK_URL}]")
-    alerted.server.env["HOOK_URL"] = f"{alerted.got.webhook_url}/refuses"
+    alerted.file.write_text("notify: [{to: email, smtp_env: SMTP, sender: a@example.com, recipients: [b@example.com]}]")
+    alerted.server.env["SMTP"] = f"smtp://user:sekret@127.0.0.1:{free_port()}"
     failed = _apply(alerted, "--test", check=False)
     assert failed.returncode == 1
-    assert "no message to webhook: " in failed.stderr
+    assert "no message to email: Notification failed" in failed.stderr
+    assert "sekret" not in failed.stderr + (alerted.file.parent / "server.log").read_text()
 
 
 def _of_hook(message: Received) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from prefect import flow, runtime
 from prefect.flow_runs import suspend_flow_run
 from prefect.states import Completed
-from tasks.events import set_aside
+from tasks.waiting import set_aside
 
 @flow(name="redistill", log_prints=True)
 def run(how: str, seconds: float = 0, place: str = "."):
