@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import httpx
 
 ROOT = Path(__file__).parents[1]
+AUTH = ("potstill", "of-the-tests")
+"""As `make up` does it: the server lets in only who has this."""
 PREFECT = (sys.executable, "-m", "prefect")
 
 
@@ -31,13 +33,13 @@ class RunningServer(NamedTuple):
         return done
 
     def find(self, what: str, **query: Any) -> list[dict[str, Any]]:
-        reply = httpx.post(f"{self.url}/{what}/filter", json=query, timeout=30)
+        reply = httpx.post(f"{self.url}/{what}/filter", json=query, timeout=30, auth=AUTH)
         reply.raise_for_status()
         return reply.json()
 
     def post(self, path: str, body: Any) -> Any:
         for _ in range(5):
-            reply = httpx.post(f"{self.url}{path}", json=body, timeout=30)
+            reply = httpx.post(f"{self.url}{path}", json=body, timeout=30, auth=AUTH)
             if reply.status_code != 503:  # SQLite on a busy machine
                 break
             time.sleep(1)
@@ -45,7 +47,7 @@ class RunningServer(NamedTuple):
         return reply.json() if reply.content else None
 
     def state(self, run_id: str) -> dict[str, Any]:
-        return httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=30).json()["state"]
+        return httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=30, auth=AUTH).json()["state"]
 
 
 def free_port() -> int:
@@ -81,6 +83,8 @@ def prefect_server(place: Path, **settings: str) -> Iterator[RunningServer]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
         "PREFECT_HOME": str(place / "prefect"),
         "PREFECT_API_URL": url,
+        "PREFECT_SERVER_API_AUTH_STRING": ":".join(AUTH),
+        "PREFECT_API_AUTH_STRING": ":".join(AUTH),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "POTSTILL_HOME": str(place / "potstill"),
         "PYTHONPATH": str(ROOT),

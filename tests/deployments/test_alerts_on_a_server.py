@@ -4,12 +4,18 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pytest
 
-from tests.prefect_server import RunningServer, free_port, prefect_server, wait_for
+from deployments.docker.polls import require_poll
+from potstill.errors import OrchestratorError
+from potstill.prefect_api import PrefectApi
+from tests.prefect_server import AUTH, RunningServer, free_port, prefect_server, wait_for
 from tests.receivers import Received, Receivers, receivers
 
 pytestmark = pytest.mark.flow
@@ -92,8 +98,8 @@ def test_each_alert_is_told_once_to_each_target_with_its_recipe_and_nothing_is_m
     others = _end(server, "redistill", "other", ENDS["failed"])
     _end(server, "train-student", "gpu", ENDS["failed"])  # its parent fails too, and tells it
     _end(server, "distill-student", "tickets", {"type": "COMPLETED", "message": "Passed"})
-    for _ in range(2):  # a run and its resumption
-        server.call("-c", SAYS)
+    with ThreadPoolExecutor() as both:  # a run and its resumption, at once only to save time
+        list(both.map(lambda _: server.call("-c", SAYS), range(2)))
     wait_for(lambda: len(got.slack) >= 8 and len(got.webhook) >= 7 and len(got.mail) >= 8, 30)
     time.sleep(3)  # one that is told twice would come by now
 
@@ -147,6 +153,45 @@ def test_a_test_message_that_the_server_cannot_send_is_an_error_that_says_so(ale
     assert failed.returncode == 1
     assert "no message to email: Notification failed" in failed.stderr
     assert "sekret" not in failed.stderr + (alerted.file.parent / "server.log").read_text()
+
+
+def test_after_an_outage_a_run_gets_time_for_its_next_heartbeat(alerted: Alerted) -> None:
+    server = alerted.server
+    run = _end(server, "redistill", "other", {"type": "RUNNING", "name": "Running"})
+    related = [
+        {
+            "prefect.resource.id": "prefect.flow.x",
+            "prefect.resource.role": "flow",
+            "prefect.resource.name": "redistill",
+        },
+        {"prefect.resource.id": "prefect.deployment.x", "prefect.resource.role": "deployment"},
+    ]
+    event = {"event": "prefect.flow-run.heartbeat", "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}}
+    server.post(
+        "/events", [event | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "related": related}]
+    )
+    give_time = ("-m", "deployments.automations", "--before-server")
+    wait_for(lambda: server.call(*give_time).stdout.startswith("1 runs have time"), 20)
+
+
+def test_a_wrong_auth_string_is_an_error_that_names_its_variable(alerted: Alerted) -> None:
+    failed = alerted.server.call("-m", "deployments.automations", check=False, PREFECT_API_AUTH_STRING="potstill:wrong")
+    assert failed.returncode == 1
+    assert "set PREFECT_API_AUTH_STRING to the server's" in failed.stderr
+    assert "wrong" not in failed.stderr
+
+
+def test_a_containers_health_is_whether_its_worker_polls(alerted: Alerted, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = alerted.server
+    api = PrefectApi(server.url, ":".join(AUTH))
+    server.post("/work_pools/", {"name": "polled", "type": "process"})
+    with pytest.raises(OrchestratorError, match="knows no worker w-1"):
+        require_poll(api, "polled", "w-1")
+    server.post("/work_pools/polled/workers/heartbeat", {"name": "w-1"})
+    require_poll(api, "polled", "w-1")
+    monkeypatch.setattr("deployments.docker.polls.SILENT_SECONDS", -1)
+    with pytest.raises(OrchestratorError, match="is silent"):
+        require_poll(api, "polled", "w-1")
 
 
 def _of_hook(message: Received) -> tuple[str, str]:

@@ -24,7 +24,9 @@ def _template(pool: str) -> dict[str, Any]:
 def _job(pool: str, **given: Any) -> dict[str, Any]:
     """The job of a run: defaults, then what the deployment gives, then what the worker adds (Prefect's own order)."""
     template = _template(pool)
-    values = {name: field["default"] for name, field in template["variables"]["properties"].items() if "default" in field}
+    values = {
+        name: field["default"] for name, field in template["variables"]["properties"].items() if "default" in field
+    }
     job = apply_values(template["job_configuration"]["job_manifest"], values | given)
     container = job["spec"]["template"]["spec"]["containers"][0]
     container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
@@ -49,7 +51,10 @@ def test_every_placeholder_is_a_variable_and_every_variable_of_ours_is_used(pool
         ("cpu", {}),
         ("cpu", {"node_selector": {"disk": "fast"}, "tolerations": [{"operator": "Exists"}]}),
         ("gpu", {}),
-        ("gpu", {"gpu_count": 4, "runtime_class_name": "nvidia", "node_selector": {"card": "h100"}, "shm_size": "32Gi"}),
+        (
+            "gpu",
+            {"gpu_count": 4, "runtime_class_name": "nvidia", "node_selector": {"card": "h100"}, "shm_size": "32Gi"},
+        ),
     ],
 )
 def test_a_job_is_what_kubernetes_takes(pool: str, given: dict[str, Any]) -> None:
@@ -75,12 +80,17 @@ def test_only_gpu_runs_ask_for_cards_and_they_bear_the_cards_taint() -> None:
     limits = {pool: _job(pool)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] for pool in POOLS}
     assert limits["gpu"]["nvidia.com/gpu"] == 1
     assert "nvidia.com/gpu" not in limits["cpu"]
-    assert _job("gpu", gpu_count=2)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert (
+        _job("gpu", gpu_count=2)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+        == 2
+    )
     assert _job("gpu")["spec"]["template"]["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert _job("cpu")["spec"]["template"]["spec"]["tolerations"] == []
 
 
-@pytest.mark.parametrize("path", sorted([*FOLDER.glob("*-pool.json"), *(ROOT / "deployments" / "pools").glob("*.json")]), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted([*FOLDER.glob("*-pool.json"), *(ROOT / "deployments" / "pools").glob("*.json")]), ids=str
+)
 def test_every_pools_runs_send_the_heartbeats_that_the_zombie_automation_waits_for(path: Path) -> None:
     template = json.loads(path.read_text())
     fixed = template["job_configuration"]["env"]
@@ -90,8 +100,12 @@ def test_every_pools_runs_send_the_heartbeats_that_the_zombie_automation_waits_f
 
 
 def _pods() -> list[tuple[str, dict[str, Any]]]:
-    manifests = [each for each in yaml.safe_load_all((FOLDER / "manifests.yaml").read_text())]
-    pods = [(each["metadata"]["name"], each["spec"]["template"]["spec"]) for each in manifests if each["kind"] == "Deployment"]
+    manifests = list(yaml.safe_load_all((FOLDER / "manifests.yaml").read_text()))
+    pods = [
+        (each["metadata"]["name"], each["spec"]["template"]["spec"])
+        for each in manifests
+        if each["kind"] == "Deployment"
+    ]
     return pods + [(f"job {pool}", _job(pool)["spec"]["template"]["spec"]) for pool in POOLS]
 
 
