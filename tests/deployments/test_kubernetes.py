@@ -94,7 +94,7 @@ def test_only_gpu_runs_ask_for_cards_and_they_bear_the_cards_taint() -> None:
 def test_every_pools_runs_send_the_heartbeats_that_the_zombie_automation_waits_for(path: Path) -> None:
     template = json.loads(path.read_text())
     fixed = template["job_configuration"]["env"]
-    default = template["variables"]["properties"]["env"].get("default") or {}
+    default = template["variables"]["properties"].get("env", {}).get("default") or {}
     env = default | (fixed if isinstance(fixed, dict) else {})
     assert env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
 
