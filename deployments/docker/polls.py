@@ -22,7 +22,9 @@ def require_poll(api: PrefectApi, pool: str, name: str) -> None:
         raise OrchestratorError(f"pool {pool} knows no worker {name}: has it started?")
     silent = datetime.now(UTC) - max(seen)
     if silent > timedelta(seconds=SILENT_SECONDS):
-        raise OrchestratorError(f"worker {name} of pool {pool} is silent for {silent.total_seconds():.0f} s: restart it")
+        raise OrchestratorError(
+            f"worker {name} of pool {pool} is silent for {silent.total_seconds():.0f} s: restart it"
+        )
 
 
 if __name__ == "__main__":
