@@ -17,6 +17,7 @@ WAITING = "potstill.waiting"
 BUDGET_SHARE = Decimal("0.8")
 
 ACCOUNT_LABEL = "potstill.account"
+VERSION_LABEL = "potstill.version"
 RECIPE_LABEL = "potstill.recipe"
 """Labels of the resource, for triggers: these can only look at labels, not at the payload."""
 
@@ -29,9 +30,12 @@ def recipe_resource(recipe: str) -> str:
 
 
 def say_released(recipe: str, version: str, verdict: str, headline: str) -> None:
-    """A version has become the champion; the run that did it is among the event's related resources."""
+    """A version has become the champion; the run that did it is among the event's related resources.
+
+    A resumed run may say it again: the alert's automation lets one through for a version.
+    """
     payload = {"recipe": recipe, "version": version, "verdict": verdict, "headline": headline}
-    emit_event(RELEASED, resource=_resource(recipe), payload=payload)
+    emit_event(RELEASED, resource=_resource(recipe) | {VERSION_LABEL: version}, payload=payload)
 
 
 def say_budget(recipe: str, account: str, committed_usd: Decimal, cap_usd: Decimal | None) -> bool:

@@ -10,14 +10,14 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 
 from deployments.alerts.config import Alert, Target
 from deployments.automations import of_deployments
-from tasks.events import ACCOUNT_LABEL, BUDGET, RELEASED, recipe_resource
+from tasks.events import ACCOUNT_LABEL, BUDGET, RELEASED, VERSION_LABEL, recipe_resource
 
 PREFIX = "potstill alert: "
 PARENTS = ["distill-student", "redistill", "watch"]
 """Flows whose end is told; a child's failure fails its parent, and is told once."""
 TEST = "potstill.alerts.test"
 ONCE = timedelta(days=31)
-"""An account's budget is told once in this time: longer than a month's account lives."""
+"""An account's budget, and a version's release, are told once in this time: longer than a month's account lives."""
 
 RECIPE = "{{ flow_run.parameters.recipe.name or deployment.name }}"
 STATE = "{{ event.resource['prefect.state-name'] }}: {{ (event.resource['prefect.state-message'] or 'no message') | truncate(600) }}"
@@ -88,7 +88,8 @@ def _trigger(alert: Alert, recipes: Sequence[str] | None) -> EventTrigger:
         return _reactive("prefect.flow-run.*", {"prefect.resource.id": "prefect.flow-run.*"} | ENDED[alert], related)
     resources = [recipe_resource(recipe) for recipe in recipes or ["*"]]
     if alert is Alert.RELEASED:
-        return _reactive(RELEASED, {"prefect.resource.id": resources})
+        once = {"prefect.resource.id", VERSION_LABEL}
+        return _reactive(RELEASED, {"prefect.resource.id": resources}, for_each=once, within=ONCE)
     return _reactive(BUDGET, {"prefect.resource.id": resources}, for_each={ACCOUNT_LABEL}, within=ONCE)
 
 
