@@ -30,6 +30,7 @@ def test_each_way_in_which_a_run_ends_is_told_once_with_its_recipe(
 ) -> None:
     (tmp_path / "alerts.yaml").write_text(FILE)
     tickets, few = write_tickets(tmp_path / "log", 400), write_tickets(tmp_path / "few", 40)
+    unasked = write_tickets(tmp_path / "unasked", 100, first=400)
     with receivers(tmp_path) as got, prefect_server(tmp_path) as server, replay_teacher(tickets.answers) as teacher:
         make_pool(server, "cpu", 4)
         make_pool(server, "gpu", 1)
@@ -45,7 +46,7 @@ def test_each_way_in_which_a_run_ends_is_told_once_with_its_recipe(
                 "released": _end(server, tiny_recipe(tickets.log, teacher)),
             }
             with FakeTeacher(latency=0.5, answer=lambda _: "billing") as slow:
-                run = _start(server, tiny_recipe(tickets.log, slow.url) | {"name": "killed"})
+                run = _start(server, tiny_recipe(unasked.log, slow.url) | {"name": "killed"})
                 slow.wait_for(5, seconds=RUN_SECONDS)
                 os.kill(_process_of(run), signal.SIGKILL)
                 ends["crashed"] = _wait_for_end(server, run)
