@@ -94,6 +94,7 @@ NEEDED = {
     "releases": "x",
     "rollback": "x",
     "serve": "",
+    "doctor": "",
     "report": "x",
 }
 """What each command cannot do without."""
