@@ -20,6 +20,7 @@ LONGEST_CALL_TOKENS = 1
 class Call(NamedTuple):
     """What one call of one token came to."""
 
+    is_answered: bool
     said: str
     cost_usd: Decimal
     """What was booked in the ledger: what the reply says, or the upper bound where nobody can tell."""
@@ -117,16 +118,22 @@ def check_call(recipe: Recipe) -> Iterator[Finding]:
     except (PotstillError, DataError) as error:
         yield fail("call", str(error), "look at the teacher's address, model and limits")
     else:
-        yield ok("call", f"{recipe.teacher.model}: {call.said} in {call.seconds:.1f} s, {call.cost_usd:f} USD")
+        said = f"{recipe.teacher.model}: {call.said} in {call.seconds:.1f} s, {call.cost_usd:f} USD"
+        if call.is_answered:
+            yield ok("call", said)
+        else:
+            yield fail("call", said, "look at what the model admits: its name, its parameters")
     yield _teacher_clock(recipe)
 
 
 def ask(recipe: Recipe) -> Call:
     """Ask the recipe's teacher for one token, under the recipe's caps. Errors: as when it teaches."""
     from potstill.ledger import open_ledger
+    from potstill.llm.retrying import RetryPolicy
     from potstill.records import Prompt
     from potstill.teacher.collect import survey
     from potstill.teacher.plan import make_plan
+    from potstill.teacher.quality import TRUNCATED
     from potstill.teacher.rows import InputRow, ListedRows
     from potstill.teacher.sharing import caps_of
     from potstill.teacher.smoke import ask_smoke
@@ -148,12 +155,12 @@ def ask(recipe: Recipe) -> Call:
     plan = make_plan(ListedRows([InputRow(identity, prompt)]), teacher, None, recipe.name)
     ledger = open_ledger()
     began = time.monotonic()
-    ask_smoke(plan, ledger, caps_of(recipe), [0], lambda _: None)
+    ask_smoke(plan, ledger, caps_of(recipe), [0], lambda _: None, RetryPolicy(attempts=1, refusals=0))
     seconds = time.monotonic() - began
     found = survey(plan, ledger)
-    is_answered = found.answered or "truncated" in found.reasons
-    said = "answers" if is_answered else f"answers nothing usable ({', '.join(found.reasons) or 'refused'})"
-    return Call(said, found.cost_usd + found.unknown_usd, seconds)
+    is_answered = bool(found.answered) or TRUNCATED in found.reasons
+    said = "answers" if is_answered else f"answers nothing usable ({', '.join(found.reasons) or 'no answer'})"
+    return Call(is_answered, said, found.cost_usd + found.unknown_usd, seconds)
 
 
 def _teacher_clock(recipe: Recipe) -> Finding:
