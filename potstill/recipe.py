@@ -9,14 +9,14 @@ from potstill.answer_schema import check_schema
 from potstill.fingerprint import fingerprint
 from potstill.kinds import Choice
 from potstill.outbound import check_address, check_headers
-from potstill.recipe_form import AsNumber, arrange, read_json
+from potstill.recipe_form import AsNumber, arrange, normalise_usd, read_json
 from potstill.records import TaskKind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Usd = Annotated[
     Decimal,
     Field(ge=0, le=10**6, decimal_places=12),
-    AfterValidator(lambda usd: Decimal(f"{usd.normalize():f}")),
+    AfterValidator(normalise_usd),
     *AsNumber,
 ]
 """Trailing zeros go: 10, 10.0 and "10.00" are one price, and must give one fingerprint."""
@@ -167,7 +167,8 @@ class Teacher(Part):
     @field_validator("headers", mode="before")
     @classmethod
     def _read_names(cls, headers: Any) -> Any:
-        return read_json(headers)
+        read = read_json(headers)
+        return {} if read is None else read
 
     @field_validator("headers")
     @classmethod

@@ -12,6 +12,18 @@ AsNumber = (PlainSerializer(float, when_used="json"), WithJsonSchema(USD_SCHEMA)
 """Money is a number to a form and in JSON: Decimal's own schema, number or string, is drawn as a choice between two boxes."""
 
 
+LONGEST_USD_DIGITS = 15
+"""So many digits survive the way through a JSON number and back."""
+
+
+def normalise_usd(usd: Decimal) -> Decimal:
+    """The same amount without trailing zeros. Errors: `ValueError` for one that a JSON number cannot hold."""
+    plain = Decimal(f"{usd.normalize():f}")
+    if len(plain.as_tuple().digits) > LONGEST_USD_DIGITS:
+        raise ValueError(f"more than {LONGEST_USD_DIGITS} digits: round it")
+    return plain
+
+
 def arrange(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Give every field its place, a title that can be read, and a default of its own type.
 
