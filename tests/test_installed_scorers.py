@@ -1,5 +1,6 @@
 """A scorer of the user's own is an installed entry point, known by its name only; whatever it does stops no run."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,3 +181,17 @@ def test_it_chooses_among_samples(install: Callable[..., Path]) -> None:
     teacher = Teacher.model_validate({"model": "m", "choose": "scorer", "samples": 2})
     trained = prompt("a", "abcd").model_copy(update={"split": "train"})
     assert choice_scores(teacher, task("length"), trained, ["abc", "abcd"]) == [0.75, 1.0]
+
+
+def test_the_example_of_the_page_is_one(install: Callable[..., Path]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scorers.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [point] = re.findall(r'closeness = "(.*)"', page)
+    install("house_scorers", "1.0", {"closeness": point}, code=code)
+    judged = task("closeness")
+    assert [score(judged, completion(answer), "7") for answer in ("7", "8", "seven")] == [
+        Score(1.0),
+        Score(0.5),
+        Score(0.0, "no number"),
+    ]
+    assert score(judged, completion("7"), "a riddle").value is None
