@@ -16,11 +16,13 @@ from potstill.errors import NotAuthorisedError, UsageError
 from potstill.home import potstill_home
 
 ROOTS_VARIABLE = "POTSTILL_DATA_ROOTS"
-"""Absolute directories and URLs such as s3://bucket/prompts, separated by semicolons or line ends: a colon is in URLs, a
+"""Absolute directories and URLs such as s3://bucket/prompts, separated by colons as in PATH, semicolons or line ends. A
 blank may be in a path."""
 WORKER_VARIABLE = "PREFECT__FLOW_RUN_ID"
 """What Prefect's workers and runners set for the process of every run that they start, and nobody else does."""
 INBOX = "inbox"
+_BETWEEN = re.compile(r"[;\n]|:(?=\s*(?:/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*://))")
+"""A colon only where another root follows: not the one of s3://."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MAGIC = re.compile(r"[*?[]")
 
@@ -35,7 +37,7 @@ def read_roots() -> tuple[Path | str, ...]:
 
     Errors: `UsageError` for one that is neither an absolute path nor a URL.
     """
-    named = [part.strip() for part in re.split(r"[;\n]", os.environ.get(ROOTS_VARIABLE, "")) if part.strip()]
+    named = [part.strip() for part in _BETWEEN.split(os.environ.get(ROOTS_VARIABLE, "")) if part.strip()]
     return (_resolve(potstill_home() / INBOX), *map(_read_root, named))
 
 

@@ -211,8 +211,12 @@ class TestConfined:
 
 
 class TestRoots:
-    def test_they_are_separated_by_semicolons_and_line_ends(self, place: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{place}/data; s3://bucket/prompts/\n{place}/with blank")
+    @pytest.mark.parametrize("between", [":", ";", "\n", " ; ", " : "])
+    def test_they_are_separated_by_colons_semicolons_or_line_ends(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, between: str
+    ):
+        named = (f"{place}/data", "s3://bucket/prompts/", f"{place}/with blank")
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", between.join(named))
         assert read_roots() == (
             place / "home" / "inbox",
             place / "data",
