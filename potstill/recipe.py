@@ -22,6 +22,8 @@ Usd = Annotated[
 """Trailing zeros go: 10, 10.0 and "10.00" are one price, and must give one fingerprint."""
 
 
+INBOX = "inbox"
+"""Among `curation.inputs`: what the webhook has landed for this recipe. A file of that name is ./inbox."""
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """A model takes some of these; it refuses the others itself."""
 
@@ -57,7 +59,9 @@ class Task(Part):
 class Curation(Part):
     """From logs to a prompt set."""
 
-    inputs: tuple[str, ...] = Field(min_length=1, description="Request logs or chat JSONL; globs are allowed.")
+    inputs: tuple[str, ...] = Field(
+        min_length=1, description="Request logs or chat JSONL; globs are allowed. inbox: what the webhook landed."
+    )
     workload: str | None = Field(default=None, description="Keep only the log's lines with this workload_id.")
     validation_fraction: Fraction = Field(default=0.05, description="Share of prompts to watch training with.")
     test_fraction: Fraction = Field(default=0.2, description="Share of prompts that only evaluation sees.")

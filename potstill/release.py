@@ -21,6 +21,7 @@ import orjson
 from filelock import FileLock
 from pydantic import ValidationError
 
+from potstill.approval import Approval
 from potstill.artifacts import digest_files, load_artifact, read_manifest, sync, write_atomically
 from potstill.errors import ArtifactDamagedError, ReleaseError
 from potstill.fingerprint import fingerprint
@@ -97,6 +98,7 @@ def publish(
     decision: "GateDecision",
     golden: Sequence[Golden],
     max_tokens: int,
+    approval: Approval | None = None,
 ) -> Release:
     """Make a student that passed its gate a version, and the champion of its recipe.
 
@@ -104,7 +106,8 @@ def publish(
     nothing, so that a nightly re-run does not bring back what was rolled back; a new decision does.
 
     `adapter` is the directory of a StudentAdapter artefact, inside a store or not; `golden` are test prompts with the
-    evaluated student's answers, of which the first 20 are kept; `max_tokens` is the limit it was evaluated with.
+    evaluated student's answers, of which the first 20 are kept; `max_tokens` is the limit it was evaluated with; `approval`
+    goes into the log of moves.
 
     Errors: `ReleaseError` where the decision did not pass or is about another student, the adapter could run code, or the name is no recipe's;
     `ArtifactMissingError`, `ArtifactDamagedError` where the adapter, or a version of the same digest, is not whole.
@@ -141,7 +144,7 @@ def publish(
             verify(final)
         else:
             _write_version(final, version, adapter / ADAPTER, decision.model_dump_json(indent=2), golden)
-        _let_in(directory, version)
+        _let_in(directory, version, approval)
         now = aliases(home, recipe)
     return Release(version.version, now.previous, now.alias_of(version.version), digest)
 
@@ -287,14 +290,14 @@ def _write_version(final: Path, version: Version, adapter: Path, decision: str, 
     sync(final.parents[1])
 
 
-def _let_in(directory: Path, version: Version) -> None:
+def _let_in(directory: Path, version: Version, approval: Approval | None) -> None:
     now = read_aliases(directory)
     spent = {(line.to_version, line.decision_digest) for line in came_true(promotions(directory), now.champion)}
     if now.champion == version.version or (version.version, version.decision_digest) in spent:
         return
     candidate = None if now.candidate == version.version else now.candidate
     moved = Aliases(champion=version.version, candidate=candidate, previous=now.champion)
-    move(directory, now, moved, "release", version.decision_digest)
+    move(directory, now, moved, "release", version.decision_digest, approval)
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from potstill.approval import Approval
 from potstill.artifacts import ArtifactRef, write_atomically
 from potstill.errors import DataError
 from potstill.recipe import Recipe
@@ -23,15 +24,26 @@ class RunRecord(Row):
     student: ArtifactRef
     evaluation: ArtifactRef
     decision: ArtifactRef
-    release: Release | None
-    """None where the gate did not pass."""
+    approval: Approval | None = None
+    """None where the recipe asks nobody, or nobody has answered yet."""
+    release: Release | None = None
+    """None where the gate did not pass, or the student is not approved."""
+
+    @property
+    def awaits_approval(self) -> bool:
+        """Whether a student that passed would have to be approved, and nobody has said a word yet."""
+        return self.recipe.gate.approval == "ask" and self.approval is None
 
     def directory(self, home: Path) -> Path:
         """Where its report is kept: a run of the same recipe writes to the same place."""
         return home / "reports" / self.recipe.name / self.recipe.fingerprint[:12]
 
+    def path(self, home: Path) -> Path:
+        """The file that holds it."""
+        return self.directory(home) / RECORD
+
     def write(self, home: Path) -> None:
-        write_atomically(self.directory(home) / RECORD, self.model_dump_json(indent=2))
+        write_atomically(self.path(home), self.model_dump_json(indent=2))
 
 
 def find_record(home: Path, name: str) -> RunRecord:

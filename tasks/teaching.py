@@ -15,9 +15,10 @@ from potstill.teacher.plan import batch_key, split_batches
 from potstill.teacher.sharing import begin_sessions, caps_of, plan_of, shared_session
 from potstill.teacher.unfinished import has_open_batches, open_batches
 from tasks.batch_progress import BatchBar
+from tasks.caching import mirror
 from tasks.keys import load_block
 from tasks.logs import line_logger
-from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, batches_at_once, is_worth_retrying, mirror
+from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, batches_at_once, is_worth_retrying
 from tasks.provider_batches import ask_in_batches
 from tasks.spending import wait_for
 

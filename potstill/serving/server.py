@@ -65,9 +65,16 @@ async def run_app(
     on_started: Callable[[], None],
     *,
     grace_seconds: int = GRACE_SECONDS,
+    server_header: bool = True,
 ) -> None:
     """Serve until `stop` is set; `on_started` is called once the socket answers."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=grace_seconds)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=grace_seconds,
+        server_header=server_header,
+    )
     server = _Server(config, on_started)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stopping = asyncio.create_task(stop.wait())

@@ -94,6 +94,7 @@ NEEDED = {
     "releases": "x",
     "rollback": "x",
     "serve": "",
+    "webhook": "--config c",
     "doctor": "",
     "report": "x",
 }
