@@ -188,12 +188,14 @@ def _lineage(run: RunRecord, store: ArtifactStore) -> tuple[LineageRow, ...]:
         "gate decision": run.decision,
     }
     release = f"{run.recipe.name}@{run.release.version}" if run.release else "nothing released"
+    scorer = read_report(store.path(run.evaluation)).scorer
     described = {
         "recipe": run.recipe.fingerprint[:12],
         "teacher": run.recipe.teacher.model,
         "teacher's terms": "; ".join(terms.describe() for terms in store.manifest(run.student).teacher_terms)
         or "not on record",
         "base": run.recipe.student.base,
+        **({} if scorer is None else {"scorer": scorer}),
         **{name: ref.digest[:12] for name, ref in refs.items()},
         "release": release,
         **({} if run.approval is None else {"approval": _word(run.approval)}),

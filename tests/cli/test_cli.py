@@ -95,6 +95,7 @@ NEEDED = {
     "rollback": "x",
     "serve": "",
     "webhook": "--config c",
+    "doctor": "",
     "report": "x",
 }
 """What each command cannot do without."""
