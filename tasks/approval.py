@@ -14,6 +14,7 @@ from potstill.artifacts import open_store
 from potstill.gate_stage import read_decision
 from potstill.run_record import RunRecord
 from tasks.reporting import report
+from tasks.waiting import set_aside
 
 
 class Word(RunInput):
@@ -38,7 +39,8 @@ def ask_approval(run: RunRecord) -> Approval | None:
         get_run_logger().warning("%s", shown.headline)
         return None
     form = Word.with_initial_data(description=f"{shown.describe()}\n\nReport: {shown.link}")
-    word = suspend_flow_run(wait_for_input=form, timeout=round(gate.approval_hours * 3600), key="approval")
+    with set_aside():
+        word = suspend_flow_run(wait_for_input=form, timeout=round(gate.approval_hours * 3600), key="approval")
     assert isinstance(word, Word)
     return Approval(
         is_approved=word.verdict == "approve", approver=word.approver, reason=word.reason, at=datetime.now(UTC)

@@ -9,6 +9,7 @@ from prefect.states import Completed
 from potstill.artifacts import open_store
 from potstill.report.run_report import RunSummary, write_report
 from potstill.run_record import RunRecord
+from tasks.events import say_released
 
 NOT_PASSED = {"rejected": "GateRejected", "undecided": "GateUndecided"}
 
@@ -19,6 +20,8 @@ def report(run: RunRecord) -> RunSummary:
     summary = write_report(run, open_store())
     create_markdown_artifact(summary.describe(), key="summary", description="The run in figures")
     create_link_artifact(summary.link, key="report", link_text="report.html")
+    if summary.release is not None:
+        say_released(summary.recipe, summary.release, summary.verdict, summary.headline)
     return summary
 
 

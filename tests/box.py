@@ -54,7 +54,6 @@ class ClonedBox:
         self.places = Places(place / "home")
         self.config = place / "box.yaml"
         self.ports = dict(zip(("server", "gateway", "webhook", "reports"), free_ports(4), strict=True))
-        _drop_what_is_not_there_yet(self.checkout)
         config = {name: {"port": port} for name, port in self.ports.items()} | sections
         self.config.write_text(yaml.safe_dump(config))
         others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in {"", str(ROOT)}]
@@ -163,16 +162,6 @@ class ClonedBox:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     found[name] = port
         return found
-
-
-def _drop_what_is_not_there_yet(checkout: Path) -> None:
-    """TO BE REMOVED at the merge of flows/redistill.py, train_student.py and evaluate_student.py: entries without a flow."""
-    path = checkout / "prefect.yaml"
-    data = yaml.safe_load(path.read_text())
-    data["deployments"] = [
-        entry for entry in data["deployments"] if (checkout / entry["entrypoint"].partition(":")[0]).exists()
-    ]
-    path.write_text(yaml.safe_dump(data))
 
 
 @contextmanager

@@ -69,8 +69,6 @@ def test_each_runs_on_its_pool_under_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("entrypoint", sorted({deployment["entrypoint"] for deployment in DEPLOYMENTS}))
 def test_each_entrypoint_loads_with_all_that_it_imports(entrypoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (ROOT / entrypoint.partition(":")[0]).exists():
-        pytest.skip("TO BE REMOVED at the merge of the flows that the lead writes")
     monkeypatch.chdir(ROOT)
     flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     assert flow.name == (OF_RECIPES | ON_GPU)[entrypoint]

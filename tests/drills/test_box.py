@@ -23,8 +23,8 @@ from tests.postgres import PostgresServer
 
 pytestmark = pytest.mark.drill
 
-DEPLOYMENT = "distill-student/demo"
-"""What the schedule starts; redistill/demo once that flow is there."""
+DEPLOYMENT = "redistill/demo"
+"""What the schedule starts."""
 TIMEZONE = "Europe/London"
 DEMO_SECONDS = 2400
 SLEEPY = "tests/deployments/sleepy.py:sleepy"
