@@ -1,7 +1,8 @@
 """A run that waits for somebody's answer: its process ends, and the zombie automation must not take it for a dead one."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from threading import Timer
 from typing import Any
@@ -11,10 +12,11 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
+from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
 from tasks.events import WAITING
 
-SETTLED_SECONDS = 3.0
+SETTLED_SECONDS = 5.0
 """After this, the last heartbeat has reached the server and been looked at."""
 
 
@@ -28,11 +30,18 @@ def set_aside() -> Iterator[None]:
     try:
         yield
     except Pause:
-        auth = PREFECT_API_AUTH_STRING.value()
-        api = PrefectApi(PREFECT_API_URL.value() or "", auth.get_secret_value() if auth else None)
+        api = PrefectApi(PREFECT_API_URL.value() or "", PREFECT_API_AUTH_STRING.value())
         if api.url and deployment.id:
-            Timer(SETTLED_SECONDS, api.post, ("/events", [_waiting()])).start()
+            Timer(SETTLED_SECONDS, _post, (api, [_waiting()])).start()
         raise
+
+
+def _post(api: PrefectApi, events: list[dict[str, Any]]) -> None:
+    for seconds in (1, 5, 15):
+        with suppress(OrchestratorError):
+            return api.post("/events", events)
+        time.sleep(seconds)
+    return api.post("/events", events)
 
 
 def _waiting() -> dict[str, Any]:
