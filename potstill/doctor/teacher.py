@@ -53,10 +53,16 @@ def check_known_keys() -> Finding:
 
 
 def check_inputs(recipe: Recipe) -> Finding:
+    """The files that are named; what lies in the inbox is taken in by the run, not here."""
     from potstill.curation.curate import find_inputs
+    from potstill.recipe import INBOX
 
-    paths = find_inputs(recipe.curation.inputs)
-    return ok("inputs", f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 2**20:.1f} MiB")
+    named = tuple(name for name in recipe.curation.inputs if name != INBOX)
+    if not named:
+        return ok("inputs", "the inbox")
+    paths = find_inputs(named)
+    more = ", and the inbox" if len(named) < len(recipe.curation.inputs) else ""
+    return ok("inputs", f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 2**20:.1f} MiB{more}")
 
 
 def check_base(recipe: Recipe) -> Finding:

@@ -125,6 +125,10 @@ def test_a_recipe_is_examined_and_its_teacher_not_asked(doctor: Doctor, recipe: 
     assert teacher.requests == []
 
 
+def test_the_inbox_is_no_file_that_is_missing(doctor: Doctor, recipe: Path) -> None:
+    assert doctor(recipe, "--set", "curation.inputs=[inbox]", "--json").lines("inputs")[0]["said"] == "the inbox"
+
+
 @pytest.mark.parametrize(
     ("override", "name", "said"),
     [
