@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 
-from deployments.box.leftovers import marked
+from deployments.box.leftovers import end_all, marked
 from deployments.box.places import Kept, Places, State
 from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
@@ -174,10 +174,8 @@ def cloned_box(place: Path, **sections: Any) -> Iterator[ClonedBox]:
         state = box.places.read_state()
         box.make("down")
         if state is not None:
-            left = marked(state.mark)
-            for process in left:
-                process.kill()
-            assert not left, f"left running: {left}"
+            left = end_all(lambda: marked(state.mark), grace_seconds=0)
+            assert left == 0, f"{left} processes were left running"
 
 
 def memory_mib(mark: str) -> float:

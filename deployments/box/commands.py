@@ -53,7 +53,7 @@ def up(home: Path, config: Path, wait_seconds: float = UP_SECONDS) -> int:
     show_state(state, places, console)
     if not state.is_settled:
         late = ", ".join(kept.name for kept in state.processes if kept.condition not in {"up", "done", "off"})
-        raise SubprocessError(f"{late}: not up after {wait_seconds:.0f} s; it goes on trying: see {places.logs}")
+        raise SubprocessError(f"not up: {late}; the supervisor goes on trying: see {places.logs}, or make down")
     return 0
 
 
@@ -154,7 +154,7 @@ def _await_settled(places: Places, ended: Callable[[], bool], seconds: float) ->
             last = places.supervisor_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise SubprocessError(f"the supervisor has ended; {places.supervisor_log} ends with: {''.join(last)}")
         state = places.read_state()
-        is_over = time.monotonic() > deadline
+        is_over = time.monotonic() > deadline or (state is not None and state.is_failing)
         if state is not None and state.processes and (state.is_settled or is_over):
             return state
         if is_over:

@@ -45,6 +45,11 @@ class State(Row):
         """Whether all is up that can be."""
         return bool(self.processes) and all(kept.condition in {"up", "done", "off"} for kept in self.processes)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether something dies again and again."""
+        return any(kept.condition == "failing" for kept in self.processes)
+
 
 class Places:
     """The files, by their names."""

@@ -88,7 +88,7 @@ def _worker(pool: str, number: str, found: Environments, limit: int) -> Process:
 def answers(address: str, _started_at: float = 0) -> bool:
     """Whether a server is there, be it one that answers with an error."""
     try:
-        return httpx.get(address, timeout=PROBE_SECONDS).status_code < 500
+        return httpx.get(address, timeout=PROBE_SECONDS, trust_env=False).status_code < 500
     except httpx.HTTPError:
         return False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.box.leftovers import end_leftovers, marked
+from deployments.box.leftovers import end_all, end_leftovers, marked
 from deployments.box.places import Kept, Places, State
 from potstill.owner import this_process
 from potstill.subprocesses import process_started_at
@@ -67,8 +67,7 @@ def supervised(tmp_path):
     yield made
     made.process.kill()
     made.process.wait()
-    for process in marked(made.mark):
-        process.kill()
+    end_all(lambda: marked(made.mark), grace_seconds=0)
 
 
 def test_what_is_killed_is_back_within_seconds_and_what_dies_at_once_is_said_to_be_failing(supervised):
@@ -145,3 +144,11 @@ def test_the_status_of_a_box_whose_supervisor_is_gone_says_so(supervised, tmp_pa
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 3
     assert json.loads(shown.stdout) == {"up": False, "left": 2}
+
+
+def test_up_says_what_is_failing_and_where_to_look(supervised, tmp_path):
+    command = [sys.executable, "-m", "deployments", "up", "--home", str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert "a box is up already" in said.stdout
+    assert "not up: dies; the supervisor goes on trying: see" in said.stderr
