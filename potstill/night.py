@@ -1,5 +1,6 @@
 """What a night looks at: the prompts that there are now, and those of the latest run of the recipe that was concluded."""
 
+import glob
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def take_in(recipe: Recipe, home: Path) -> Recipe:
     given = recipe.curation.inputs
     if INBOX not in given:
         return recipe
-    landed = tuple(map(str, seal(home, recipe.name)))
+    landed = tuple(glob.escape(str(path)) for path in seal(home, recipe.name))
     inputs = tuple(name for name in given if name != INBOX) + landed
     return recipe.model_copy(update={"curation": recipe.curation.model_copy(update={"inputs": inputs})})
 

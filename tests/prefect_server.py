@@ -46,6 +46,11 @@ class RunningServer(NamedTuple):
         reply.raise_for_status()
         return reply.json() if reply.content else None
 
+    def get(self, path: str) -> Any:
+        reply = httpx.get(f"{self.url}{path}", timeout=30, auth=AUTH)
+        reply.raise_for_status()
+        return reply.json()
+
     def state(self, run_id: str) -> dict[str, Any]:
         return httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=30, auth=AUTH).json()["state"]
 

@@ -114,6 +114,10 @@ def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
 
     Errors: `DataError` for a pattern that names none, or only empty files; `NotAuthorisedError` for what no root holds.
     """
+    if not patterns:
+        raise DataError(
+            "nothing has landed in the recipe's inbox, and its curation.inputs name nothing else: send prompts"
+        )
     found: set[Path] = set()
     for pattern in patterns:
         check_pattern(pattern, FIELD)

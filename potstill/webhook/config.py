@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from potstill.errors import RecipeError, UsageError
-from potstill.recipe import Part, Recipe
+from potstill.recipe import INBOX, Part, Recipe
 from potstill.recipe_file import load_recipe
 
 MEBIBYTE = 1024 * 1024
@@ -57,7 +57,10 @@ def load_config(path: Path) -> WebhookConfig:
 
 
 def load_recipes(patterns: tuple[str, ...]) -> dict[str, Recipe]:
-    """The recipes of these files by their names. Errors: `RecipeError` for a pattern without a file, or a name twice."""
+    """The recipes of these files that have `inbox` among their inputs, by their names.
+
+    Errors: `RecipeError` for a pattern without a file, a name twice, or where no recipe has an inbox.
+    """
     found: dict[str, Recipe] = {}
     paths: set[Path] = set()
     for pattern in patterns:
@@ -70,4 +73,7 @@ def load_recipes(patterns: tuple[str, ...]) -> dict[str, Recipe]:
         if recipe.name in found:
             raise RecipeError(f"recipes: {path}: a second recipe named {recipe.name}: an inbox belongs to one")
         found[recipe.name] = recipe
-    return found
+    taking = {name: recipe for name, recipe in found.items() if INBOX in recipe.curation.inputs}
+    if not taking:
+        raise RecipeError(f"recipes: none of {', '.join(found)} has an inbox: add {INBOX} to its curation.inputs")
+    return taking
