@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 
 from potstill.errors import UsageError
 from potstill.recipe import Recipe
-from potstill.teacher.sharing import share_of
+from potstill.teacher.sharing import share_of, stop_run
 
 SHARE_SECONDS = 120.0
 """So long may a worker that has joined wait for its share."""
@@ -28,6 +28,7 @@ def begin_batch(recipe: Recipe, run: str) -> Callable[[], None]:
     def check() -> None:
         task = worker.state.tasks.get(key)
         if task is None or task.state not in GOING_ON or worker.status in {Status.closing, Status.closed}:
+            stop_run(run)
             raise CancelledError("the run that wanted this batch is gone or was cancelled: nothing further is asked")
 
     deadline = time.monotonic() + SHARE_SECONDS

@@ -110,13 +110,24 @@ def take_share(run: str, share: Share) -> None:
         for shared in held.values():
             shared.session.divide(share)
     finally:
-        for key in held:
-            _leave(key)
+        for key, shared in held.items():
+            _leave(key, shared)
 
 
 def share_of(run: str) -> Share | None:
     """What this process was told that it may take; None where nobody has told it."""
     return _shares.get(run)
+
+
+def stop_run(run: str) -> None:
+    """Cancel what is being asked for a run, for all its batches in this process at once; a later one opens a new session.
+
+    Batches that were stopped one after the other would leave their slots to the next ones, which are cancelled in turn:
+    what is cancelled may have been billed.
+    """
+    with _lock:
+        for key in [key for key in _open if key.run == run]:
+            _open.pop(key).session.cancel()
 
 
 @contextmanager
@@ -139,14 +150,14 @@ def shared_session(
     try:
         yield shared.session
     finally:
-        _leave(same)
+        _leave(same, shared)
 
 
-def _leave(key: _SessionKey) -> None:
+def _leave(key: _SessionKey, shared: _Shared) -> None:
     """One user less; the last one closes the session."""
     with _lock:
-        shared = _open[key]
         shared.users -= 1
         if shared.users == 0:
-            del _open[key]
+            if _open.get(key) is shared:
+                del _open[key]
             shared.session.__exit__(None, None, None)
