@@ -22,7 +22,10 @@ def begin_batch(recipe: Recipe, run: str) -> Callable[[], None]:
         return lambda: None
     from distributed import Status, get_worker
 
-    worker = get_worker()
+    try:
+        worker = get_worker()
+    except ValueError:  # in a thread of the run: there is nothing left to ask
+        return lambda: None
     key = worker.get_current_task()
 
     def check() -> None:

@@ -27,58 +27,52 @@ class Divider:
 
     def __init__(self, client: Client, recipe: Recipe, prompts: ArtifactRef) -> None:
         self._client = client
-        self._recipe = recipe
+        self._teacher, self._logger = recipe.teacher, get_run_logger()  # which a thread of ours would not find
         self._what = (recipe, prompts, plan_of(recipe, prompts).run, open_ledger().id)
-        self._told: list[str] = []
+        self.threads: dict[str, int] = {}
+        """Of the workers that were told."""
 
     def divide(self) -> None:
         """Errors: `UsageError` for more workers than a cap allows; those of `join_run`, of any worker."""
-        there = list(self._client.scheduler_info(n_workers=-1)["workers"])
-        before = [address for address in self._told if address in there]
-        joined = [address for address in there if address not in before]
-        if not there or (before == self._told and not joined):
+        there = {at: worker["nthreads"] for at, worker in self._client.scheduler_info(n_workers=-1)["workers"].items()}
+        if there.keys() == self.threads.keys():
             return
-        check_shares(self._recipe.teacher, len(there))
+        before = [address for address in self.threads if address in there]
+        joined = [address for address in there if address not in before]
+        check_shares(self._teacher, len(there))
         shares = {address: Share(number=n, of=len(there)) for n, address in enumerate([*before, *joined])}
         for group in (before, joined):
             if group:
                 self._client.run(_join, *self._what, shares, workers=group)
-        self._told = list(shares)
+        self.threads = {address: there[address] for address in shares}
 
-    def wait_for_workers(self) -> int:
-        """Divide among the first ones; returns how many there are."""
-        deadline = time.monotonic() + WORKERS_SECONDS
-        while not self._told:
-            self.divide()
-            if time.monotonic() > deadline:
-                raise UsageError(f"no Dask worker has joined {self._client.scheduler}: start one with `dask worker`")
-            time.sleep(0.1)
-        return len(self._told)
+    def follow(self, is_over: threading.Event) -> None:
+        """Divide anew until it is over; a worker that died meanwhile is gone at the next look."""
+        while not is_over.wait(LOOK_SECONDS):
+            try:
+                self.divide()
+            except (PotstillError, OSError) as error:
+                self._logger.warning("the limits were not divided anew: %s", error)
 
 
-async def _join(
-    recipe: Recipe, prompts: ArtifactRef, run: str, ledger_id: str, shares: dict[str, Share], dask_worker: Any
-) -> None:
-    await asyncio.to_thread(join_run, recipe, prompts, run, ledger_id, shares[dask_worker.address])
+async def _join(*run: Any, dask_worker: Any) -> None:
+    *what, shares = run
+    await asyncio.to_thread(lambda: join_run(*what, share=shares[dask_worker.address]))
 
 
 @contextmanager
-def dividing(client: Client, recipe: Recipe, prompts: ArtifactRef) -> Iterator[None]:
-    """Each worker has its share meanwhile. Errors, before anything is asked: those of `Divider`."""
-    divider, is_over, logger = Divider(client, recipe, prompts), threading.Event(), get_run_logger()
-    logger.info("the teacher's limits are divided among %d Dask workers", divider.wait_for_workers())
-
-    def follow() -> None:
-        while not is_over.wait(LOOK_SECONDS):
-            try:
-                divider.divide()
-            except (PotstillError, OSError) as error:  # one that died meanwhile is gone at the next look
-                logger.warning("the limits were not divided anew: %s", error)
-
-    thread = threading.Thread(target=follow, name="dividing", daemon=True)
+def dividing(client: Client, recipe: Recipe, prompts: ArtifactRef) -> Iterator[dict[str, int]]:
+    """Each worker has its share meanwhile; gives their threads. Errors, before anything is asked: those of `Divider`."""
+    divider, is_over, deadline = Divider(client, recipe, prompts), threading.Event(), time.monotonic() + WORKERS_SECONDS
+    while not divider.threads:
+        divider.divide()
+        if time.monotonic() > deadline:
+            raise UsageError("no Dask worker has joined the scheduler of POTSTILL_DASK: start some with `dask worker`")
+        time.sleep(0.1)
+    thread = threading.Thread(target=divider.follow, args=(is_over,), name="dividing", daemon=True)
     thread.start()
     try:
-        yield
+        yield divider.threads
     finally:
         is_over.set()
         thread.join(LOOK_SECONDS)

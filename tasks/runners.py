@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from prefect.logging import get_run_logger
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def batch_runner(
-    recipe: Recipe, prompts: ArtifactRef
+    recipe: Recipe, prompts: ArtifactRef, *, is_collected: bool
 ) -> "Iterator[ThreadPoolTaskRunner[BatchReport] | DaskTaskRunner]":
-    """What the batches are mapped on. Errors: those of `find_cluster` and `dividing`, before anything is asked."""
+    """What the batches are mapped on; threads also where nothing is left to ask.
+
+    Errors: those of `find_cluster` and `dividing`, before anything is asked.
+    """
     at_once = batches_at_once(recipe.teacher)
-    if recipe.compute.teach == "threads":
+    if recipe.compute.teach == "threads" or is_collected:
         with ThreadPoolTaskRunner[BatchReport](at_once) as runner:
             yield runner
         return
@@ -38,8 +42,10 @@ def batch_runner(
     with (
         temporary_settings({PREFECT_API_URL: _server_of(cluster)}),
         DaskTaskRunner(**_where(cluster, at_once)) as runner,
-        dividing(runner.client, recipe, prompts),
+        dividing(runner.client, recipe, prompts) as threads,
     ):
+        said = "%d Dask workers share the teacher's limits, in %d threads; %d keep the concurrency up"
+        get_run_logger().info(said, len(threads), sum(threads.values()), at_once)
         yield runner
 
 
@@ -49,7 +55,8 @@ def _where(cluster: Cluster, at_once: int) -> dict[str, Any]:
         return {"address": cluster.address}
     threads = math.ceil(at_once / cluster.local_workers)
     sizes = {"n_workers": cluster.local_workers, "threads_per_worker": threads, "memory_limit": 0}
-    return {"cluster_kwargs": {**sizes, "security": True, "host": "127.0.0.1", "dashboard_address": None}}
+    here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    return {"cluster_kwargs": {**sizes, **here, "security": True, "scheduler_kwargs": {"dashboard": False}}}
 
 
 def _server_of(cluster: Cluster) -> str:

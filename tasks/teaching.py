@@ -34,7 +34,7 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
     ask_again = teach_batch.with_options(refresh_cache=True)  # the ledger knows better than a cache
-    with batch_runner(recipe, prompts) as runner:
+    with batch_runner(recipe, prompts, is_collected=is_collected) as runner:
         batches = [*runner.map(teach_batch, {"index": done, **what}), *runner.map(ask_again, {"index": asking, **what})]
         wait_for(batches, plan, recipe)
     return collect_completions(recipe, prompts)

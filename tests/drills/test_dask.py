@@ -72,10 +72,12 @@ def most_in(times: list[float], seconds: float) -> int:
 
 @pytest.fixture(scope="module")
 def prefect_url() -> Iterator[str]:
-    with prefect_test_harness(server_startup_timeout=120):
-        url = PREFECT_API_URL.value()
-        assert url is not None
-        yield url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        with prefect_test_harness(server_startup_timeout=120):
+            url = PREFECT_API_URL.value()
+            assert url is not None
+            yield url
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,8 @@ def test_local_workers_end_with_the_run_that_started_them(tmp_path: Path, sent: 
         stage = Stage(tmp_path, slow(teacher), FEW, {"POTSTILL_DASK": "local:2"})
         process = stage.start()
         begun(teacher)
+        sockets = [it for process in stage.processes() for it in process.net_connections() if it.status == "LISTEN"]
+        assert {it.laddr.ip for it in sockets} == {"127.0.0.1"}
         process.send_signal(sent)
         at = time.time()
         process.wait(60)
