@@ -1,7 +1,6 @@
 """What one process may take of a teacher's limits where several ask at once: parts that never exceed the whole together."""
 
 import asyncio
-from types import TracebackType
 
 from pydantic import Field
 
@@ -39,38 +38,32 @@ def check_shares(teacher: Teacher, processes: int) -> None:
             )
 
 
-class Slots:
-    """A semaphore whose size may change while it is in use; on one event loop."""
+class Slots(asyncio.Semaphore):
+    """A semaphore whose size may change while it is in use."""
 
     def __init__(self, size: int) -> None:
+        super().__init__(size)
         self._size = size
-        self._used = 0
         self._owed = 0
         """Slots that are gone as soon as somebody frees one."""
-        self._free = asyncio.Semaphore(size)
 
-    async def resize(self, size: int) -> None:
-        """Return once no more than so many are in use."""
-        self._owed += self._size - size
-        self._size = size
-        while self._owed < 0:
-            self._owed += 1
-            self._free.release()
-        while self._owed > 0 and not self._free.locked():
-            self._owed -= 1
-            await self._free.acquire()
-        while self._used > self._size:  # noqa: ASYNC110 - rare, and over within a request's time
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def __aenter__(self) -> None:
-        await self._free.acquire()
-        self._used += 1
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._used -= 1
+    def release(self) -> None:
+        """Free a slot, unless it is gone."""
         if self._owed > 0:
             self._owed -= 1
         else:
-            self._free.release()
+            super().release()
+
+    async def resize(self, size: int) -> None:
+        """Return once no more than so many are in use."""
+        owed, self._owed = self._owed + self._size - size, 0
+        self._size = size
+        while owed < 0:
+            owed += 1
+            super().release()
+        while owed > 0 and not self.locked():
+            owed -= 1
+            await self.acquire()
+        self._owed = owed
+        while self._owed > 0:  # noqa: ASYNC110 - rare, and over within a request's time
+            await asyncio.sleep(LOOK_SECONDS)
