@@ -23,7 +23,7 @@ from tasks.teaching import teach
 from tests.fake_teacher import numbered_rows
 
 ROOT = Path(__file__).parents[1]
-RUN_SECONDS = 300
+RUN_SECONDS = 600
 JOIN_SECONDS = 60
 
 

@@ -9,13 +9,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy import create_engine, text
 
 from bench.fast_teacher.running import RunningTeacher, running
-from tests.dask_processes import Stage, scheduler, wait_until, worker, workers, working_child
+from tests.dask_processes import RUN_SECONDS, Stage, scheduler, wait_until, worker, workers, working_child
 from tests.postgres import PostgresServer
 from tests.teaching import PRICE, bill_usd
 
@@ -105,7 +106,7 @@ def test_two_workers_keep_to_the_caps_and_the_budget_and_make_what_one_process_m
     budget = "4"
     with running(latency_ms=1000 * LATENCY_SECONDS) as teacher:
         poor = Stage(tmp_path, recipe(teacher, budget=budget, **caps), PROMPTS, env)
-        assert poor.start().wait(300) != 0
+        assert poor.start().wait(RUN_SECONDS) != 0
         assert f"budget run_usd {budget} USD reached" in poor.said()
         at_the_cap = teacher.log()
         spent = bill_usd(at_the_cap.requests)
@@ -253,6 +254,23 @@ def test_a_worker_that_is_killed_is_replaced_and_others_may_join(tmp_path: Path,
             assert found["in_flight"] == 0
             assert most <= SLOWLY + SLOWLY // 2, "what the killed one had sent goes on at the teacher"
             assert len(log.requests) <= FEW + found["unknown"] <= FEW + 2 * SLOWLY
+
+
+def test_a_scheduler_that_dies_ends_the_spending_and_the_run(tmp_path: Path, url: str, prefect_url: str) -> None:
+    with running(latency_ms=200) as teacher, scheduler(tmp_path) as address:
+        stage = remote(tmp_path / "stage", teacher, address, url, prefect_url)
+        with workers(address, stage, "one", "two"):
+            process = stage.start()
+            begun(teacher)
+            [it] = [it for it in psutil.Process().children() if "distributed.cli.dask_scheduler" in it.cmdline()]
+            it.kill()
+            at = time.time()
+            spending = seconds_of_spending(teacher, at)
+            assert process.wait(120) != 0
+            print(
+                f"\nscheduler killed: the last request {spending:.1f} s later, the run over after {time.time() - at:.1f} s"
+            )
+            assert spending < 5
 
 
 def test_a_worker_without_the_ledger_of_the_run_is_named_before_anything_is_asked(

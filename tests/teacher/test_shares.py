@@ -4,12 +4,13 @@ import asyncio
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytest
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
-from potstill.errors import ArtifactMissingError, NotAuthorisedError, UsageError
+from potstill.errors import ArtifactMissingError, BudgetReachedError, NotAuthorisedError, UsageError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
 from potstill.llm.limiter import Cost, Limiter
@@ -19,6 +20,7 @@ from potstill.teacher.plan import make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.shares import WHOLE, Share, Slots, check_shares
 from potstill.teacher.sharing import join_run, plan_of, share_of, shared_session, stop_run, take_share
+from potstill.teacher.stopping import Stop
 from tests.fake_teacher import FakeTeacher, make_teacher, numbered_rows
 
 
@@ -180,3 +182,14 @@ def test_a_process_that_lacks_what_the_run_has_does_not_join(
     with pytest.raises(said[0], match=said[1]):
         join_run(made, prompts, asked, "another" if lacking == "ledger" else ledger, WHOLE)
     assert share_of(asked) is None
+
+
+def test_the_reason_of_a_run_that_stops_can_be_sent_to_another_process_however_often_it_was_raised() -> None:
+    stop = Stop()
+    stop.because(BudgetReachedError("the cap is reached"))
+    raised: list[BudgetReachedError] = []
+    for _ in range(2000):
+        with pytest.raises(BudgetReachedError, match="the cap is reached") as caught:
+            stop.check()
+        raised.append(caught.value)
+    assert len(list(walk_tb(raised[-1].__traceback__))) < 10
