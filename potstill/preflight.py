@@ -1,5 +1,6 @@
 """What would stop a run later, found before anything is started or paid for."""
 
+from potstill.cluster import find_cluster
 from potstill.curation.curate import find_inputs
 from potstill.errors import NotAuthorisedError
 from potstill.llm.endpoint import endpoint_of
@@ -14,7 +15,7 @@ from potstill.student.base import find_base
 
 
 def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: bool = False) -> None:
-    """Check that inputs, base and scorer are there, and the teacher's terms, key and price known.
+    """Check that inputs, base, scorer and the named Dask workers are there, and the teacher's terms, key and price known.
 
     Args:
         recipe: what is to be run.
@@ -37,4 +38,6 @@ def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: b
         check_block_host(teacher.api_key_block, base_url)
     else:
         endpoint_of(teacher, load_block)
+    if recipe.compute.teach == "dask":
+        find_cluster(teacher)
     find_rates(teacher.provider, teacher.model, base_url, teacher.price)

@@ -43,5 +43,16 @@ class _OfAChild(TypedDict):
     retry_condition_fn: Callable[..., Awaitable[bool]]
 
 
+class _OfABatch(_OfAChild):
+    retry_delay_seconds: list[float]
+
+
 OF_A_CHILD = _OfAChild(result_serializer="json", retries=CHILD_RETRIES, retry_condition_fn=is_worth_retrying)
 """A task whose work is a child process: one that died goes on from what it left."""
+OF_A_BATCH = _OfABatch(
+    result_serializer="json",
+    retries=BATCH_RETRIES,
+    retry_delay_seconds=BATCH_RETRY_SECONDS,
+    retry_condition_fn=is_worth_retrying,
+)
+"""A task that asks for a batch of answers: what an outage left is asked for again."""
