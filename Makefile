@@ -5,10 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit drill bench bench-teacher check format clean help
+BOX ?= deployments/box.yaml
+
+.PHONY: setup demo up down status test test-unit drill bench bench-teacher check format clean help
 
 help:
 	@echo "make demo       the main job on real input: log → teacher → student → gate → served answer"
+	@echo "make up         Prefect server, workers, gateway, webhook on this machine; deployments/box.yaml names ports"
+	@echo "make down       end them all"
+	@echo "make status     what runs"
 	@echo "make test       unit, flow and one real case of each kind"
 	@echo "make test-unit  the unit tier, under a minute"
 	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place"
@@ -30,6 +35,16 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/python -m potstill.demo
+
+up: setup
+	@$(BIN)/python -m deployments up --config $(BOX)
+
+# These two install nothing: what runs must be found even by a checkout that has changed since.
+down:
+	@$(BIN)/python -m deployments down
+
+status:
+	@$(BIN)/python -m deployments status
 
 # The ignored folders hold flow tests only; collecting them would import Prefect and TRL for nothing.
 test-unit: setup

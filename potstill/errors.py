@@ -15,8 +15,10 @@
     ├── TeacherError (ConnectionError) exit 1
     │   ├── TransientTeacherError               worth asking again
     │   └── PermanentTeacherError               the same request would fail again
+    ├── InboxError (OSError)           exit 1   an inbox that cannot be read or written for now
     ├── OrchestratorError (ConnectionError) exit 1   Prefect's server does not answer, or refuses
     ├── SubprocessError (RuntimeError) exit 1   training, generation or serving child failed
+    │   └── ChildRunError                       a run on another worker failed, after its own retries
     └── ReleaseError (RuntimeError)    exit 1   a version or alias that cannot be what was asked
 
 A rejected or undecided gate is a result, not an error: see `potstill.gate`.
@@ -88,12 +90,20 @@ class PermanentTeacherError(TeacherError):
     pass
 
 
+class InboxError(PotstillError, OSError):
+    pass
+
+
 class OrchestratorError(PotstillError, ConnectionError):
     fatal = False
 
 
 class SubprocessError(PotstillError, RuntimeError):
     fatal = False
+
+
+class ChildRunError(SubprocessError):
+    fatal = True
 
 
 class ReleaseError(PotstillError, RuntimeError):

@@ -32,6 +32,10 @@ class PrefectApi(NamedTuple):
         """What the server answers to a JSON body; None where it answers nothing."""
         return self._ask("POST", path, body)
 
+    def patch(self, path: str, body: Any) -> Any:
+        """Change an object; what the server answers, or None."""
+        return self._ask("PATCH", path, body)
+
     def find(self, what: str, **query: Any) -> list[dict[str, Any]]:
         """Objects by Prefect's filters, such as `find("deployments", deployments={"name": {"any_": ["demo"]}})`."""
         return self.post(f"/{what}/filter", query)
@@ -41,7 +45,7 @@ class PrefectApi(NamedTuple):
             reply = httpx.request(
                 method, f"{self.url}{path}", json=body, headers=self._headers(), timeout=TIMEOUT_SECONDS
             )
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise OrchestratorError(
                 f"Prefect at {self.url} does not answer ({type(error).__name__}: {error}): start it, "
                 f"or name another in {URL_VARIABLE}"
@@ -54,7 +58,12 @@ class PrefectApi(NamedTuple):
             raise OrchestratorError(
                 f"Prefect at {self.url} answers {reply.status_code} to {method} {path}: {reply.text[:300]}"
             )
-        return reply.json() if reply.content else None
+        try:
+            return reply.json() if reply.content else None
+        except ValueError:
+            raise OrchestratorError(
+                f"{self.url} does not answer as Prefect does to {method} {path}: correct {URL_VARIABLE}"
+            ) from None
 
     def _headers(self) -> dict[str, str]:
         if self.auth is None:

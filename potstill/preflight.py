@@ -1,27 +1,43 @@
 """What would stop a run later, found before anything is started or paid for."""
 
+from potstill.cluster import find_cluster
 from potstill.curation.curate import find_inputs
+from potstill.errors import NotAuthorisedError
 from potstill.llm.endpoint import endpoint_of
 from potstill.llm.keys import LoadBlock, check_block_host
 from potstill.llm.pricing import find_rates
 from potstill.llm.providers import base_url_of
 from potstill.llm.terms import check_terms
 from potstill.recipe import Recipe
+from potstill.roots import ROOTS_VARIABLE, is_confined
+from potstill.scorers import scorer_of
 from potstill.student.base import find_base
 
 
-def check(recipe: Recipe, load_block: LoadBlock | None = None) -> None:
-    """Check that inputs and base are there, and the teacher's terms, key and price known. Errors: as the stages raise them.
+def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: bool = False) -> None:
+    """Check that inputs, base, scorer and the named Dask workers are there, and the teacher's terms, key and price known.
 
-    `load_block` reads secret blocks; without it, outside of a flow, only where a block's key may go is checked.
+    Args:
+        recipe: what is to be run.
+        load_block: reads secret blocks; without it, outside of a flow, only where a block's key may go is checked.
+        is_deployed: whether the recipe came as a parameter of a deployment, which anybody who reaches it may set.
+
+    Errors: as the stages raise them; `NotAuthorisedError` where a deployed run would read whatever its recipe names.
     """
+    if is_deployed and not is_confined():  # Prefect no longer says so to the process: nothing would be guarded
+        raise NotAuthorisedError(
+            f"a deployed run reads only what {ROOTS_VARIABLE} names: set it for the worker to the directories of its recipes"
+        )
     teacher = recipe.teacher
     base_url = base_url_of(teacher)
     find_inputs(recipe.curation.inputs)
     find_base(recipe.student)
+    scorer_of(recipe.task)
     check_terms(teacher)
     if teacher.api_key_block is not None and load_block is None:
         check_block_host(teacher.api_key_block, base_url)
     else:
         endpoint_of(teacher, load_block)
+    if recipe.compute.teach == "dask":
+        find_cluster(teacher)
     find_rates(teacher.provider, teacher.model, base_url, teacher.price)

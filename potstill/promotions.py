@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from potstill.approval import Approval
 from potstill.artifacts import write_atomically
 from potstill.errors import ArtifactDamagedError
 from potstill.records import Row
@@ -45,6 +46,8 @@ class Promotion(Row):
     at: datetime
     decision_digest: str | None
     """The gate decision behind a release; None for a rollback."""
+    approval: Approval | None = None
+    """Who let it in, where the recipe asks somebody."""
 
 
 def read_aliases(directory: Path) -> Aliases:
@@ -80,7 +83,14 @@ def came_true(lines: list[Promotion], champion: str | None) -> list[Promotion]:
     return [line for line, start in zip(lines, starts[: len(lines)], strict=True) if start == line.to_version]
 
 
-def move(directory: Path, now: Aliases, moved: Aliases, what: Move, decision_digest: str | None) -> None:
+def move(
+    directory: Path,
+    now: Aliases,
+    moved: Aliases,
+    what: Move,
+    decision_digest: str | None,
+    approval: Approval | None = None,
+) -> None:
     """Log a move of the champion, then make it."""
     assert moved.champion is not None
     line = Promotion(
@@ -89,9 +99,10 @@ def move(directory: Path, now: Aliases, moved: Aliases, what: Move, decision_dig
         to_version=moved.champion,
         at=datetime.now(UTC),
         decision_digest=decision_digest,
+        approval=approval,
     )
     last = next(reversed(promotions(directory)), None)
-    if last is None or last.model_copy(update={"at": line.at}) != line:
+    if last is None or last.model_copy(update={"at": line.at, "approval": approval}) != line:
         _append(directory / PROMOTIONS_FILE, line)
     write_atomically(directory / ALIASES_FILE, moved.model_dump_json(indent=2))
 

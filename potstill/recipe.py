@@ -1,6 +1,5 @@
 """The recipe: everything that decides what a run does. Frozen; YAML in, fingerprint out."""
 
-import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -9,33 +8,32 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from potstill.answer_schema import check_schema
 from potstill.fingerprint import fingerprint
 from potstill.kinds import Choice
+from potstill.outbound import check_address, check_headers
+from potstill.recipe_form import AsNumber, arrange, normalise_usd, read_json
 from potstill.records import TaskKind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Usd = Annotated[
-    Decimal, Field(ge=0, le=10**6, decimal_places=12), AfterValidator(lambda usd: Decimal(f"{usd.normalize():f}"))
+    Decimal,
+    Field(ge=0, le=10**6, decimal_places=12),
+    AfterValidator(normalise_usd),
+    *AsNumber,
 ]
 """Trailing zeros go: 10, 10.0 and "10.00" are one price, and must give one fingerprint."""
 
 
+INBOX = "inbox"
+"""Among `curation.inputs`: what the webhook has landed for this recipe. A file of that name is ./inbox."""
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """A model takes some of these; it refuses the others itself."""
-SECRET_HEADER = re.compile(
-    r"auth(?!or(?!i))|token(?!s)|(?<!x-port)key|secret|passw|passphrase|credential|cookie|bearer|jwt", re.IGNORECASE
-)
-"""Names of headers that carry a key; authors, counts of tokens and Portkey's other headers do not."""
-SECRET_VALUE = re.compile(
-    r"\bbearer\s+\S"
-    r"|(?<![a-z0-9])(sk-|gsk_|xai-|hf_|ghp_|github_pat_|pplx-|nvapi-|r8_|akia|aiza|eyj)(?=[\w-]*\d)[\w-]{8}",
-    re.IGNORECASE,
-)
-"""A bearer's token, or how the keys of providers begin and go on: sk-learn is none."""
 
 
 class Part(BaseModel):
     """A section of the recipe; the description of each field is what a form shows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, json_schema_extra=arrange
+    )
 
 
 class Task(Part):
@@ -43,6 +41,11 @@ class Task(Part):
 
     kind: TaskKind = Field(description="How answers are checked and scored.")
     labels: tuple[str, ...] = Field(default=(), description="Classification: the only answers that count.")
+    scorer: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+        description="Name of an installed scorer of your own, in place of the kind's.",
+    )
 
     @model_validator(mode="after")
     def _labels_fit_kind(self) -> Self:
@@ -56,7 +59,9 @@ class Task(Part):
 class Curation(Part):
     """From logs to a prompt set."""
 
-    inputs: tuple[str, ...] = Field(min_length=1, description="Request logs or chat JSONL; globs are allowed.")
+    inputs: tuple[str, ...] = Field(
+        min_length=1, description="Request logs or chat JSONL; globs are allowed. inbox: what the webhook landed."
+    )
     workload: str | None = Field(default=None, description="Keep only the log's lines with this workload_id.")
     validation_fraction: Fraction = Field(default=0.05, description="Share of prompts to watch training with.")
     test_fraction: Fraction = Field(default=0.2, description="Share of prompts that only evaluation sees.")
@@ -147,15 +152,14 @@ class Teacher(Part):
 
     @field_validator("base_url")
     @classmethod
-    def _names_no_user(cls, base_url: str | None) -> str | None:
-        """The message does not repeat it: a recipe is printed, logged and kept in manifests."""
-        authority = (base_url or "").partition("//")
-        if "@" in re.split(r"[/?#\\]", authority[2] or authority[0], maxsplit=1)[0]:
-            raise ValueError(
-                "the address holds a user or a password before its host: remove them, and name the key's variable in "
-                "api_key_env"
-            )
+    def _is_plain(cls, base_url: str | None) -> str | None:
+        check_address(base_url or "")
         return base_url
+
+    @field_validator("response_schema", mode="before")
+    @classmethod
+    def _read_text(cls, schema: Any) -> Any:
+        return read_json(schema)
 
     @field_validator("response_schema")
     @classmethod
@@ -164,16 +168,16 @@ class Teacher(Part):
             check_schema(schema)
         return schema
 
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _read_names(cls, headers: Any) -> Any:
+        read = read_json(headers)
+        return {} if read is None else read
+
     @field_validator("headers")
     @classmethod
     def _carry_no_key(cls, headers: dict[str, str]) -> dict[str, str]:
-        for name, value in headers.items():
-            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not (value.isascii() and value.isprintable()):
-                raise ValueError(
-                    f"{name!r} is no header of HTTP: a name is letters and hyphens, a value one line of ASCII"
-                )
-            if SECRET_HEADER.search(name) or SECRET_VALUE.search(value):
-                raise ValueError(f"{name} would carry a key: name the key's variable in api_key_env instead")
+        check_headers(headers)
         return headers
 
 
@@ -194,24 +198,24 @@ class Student(Part):
 class Dpo(Part):
     """The optional second rung: chosen = teacher, rejected = the student base's own output."""
 
-    learning_rate: float = Field(default=5e-6, gt=0)
-    beta: float = Field(default=0.1, gt=0)
-    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=5e-6, gt=0, description="Peak; it falls linearly.")
+    beta: float = Field(default=0.1, gt=0, description="How firmly the rung holds on to the SFT student.")
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs.")
     max_pairs: int = Field(default=1000, ge=1, description="Pairs used at most, in the order of their prompt ids.")
 
 
 class Training(Part):
     """How the student learns. LoRA on all linear layers, loss on the completion only."""
 
-    epochs: float = Field(default=2.0, gt=0)
-    learning_rate: float = Field(default=2e-4, gt=0)
+    epochs: float = Field(default=2.0, gt=0, description="Passes over the examples.")
+    learning_rate: float = Field(default=2e-4, gt=0, description="Peak; it falls linearly.")
     batch_size: int = Field(default=16, ge=1, description="Sequences a step.")
     max_length: int = Field(
         default=2048, ge=16, description="Tokens of prompt and completion; longer examples are dropped."
     )
     lora_rank: Literal[1, 8, 16, 32, 64, 128] = Field(default=32, description="Ranks that vLLM can serve.")
-    lora_alpha: int = Field(default=64, ge=1)
-    seed: int = 0
+    lora_alpha: int = Field(default=64, ge=1, description="Scale of the adapter.")
+    seed: int = Field(default=0, description="Of weights and order.")
     checkpoint_steps: int = Field(default=20, ge=1, description="A crash costs at most these steps.")
     dpo: Dpo | None = Field(default=None, description="Adds a DPO rung after SFT.")
 
@@ -271,17 +275,17 @@ class Recipe(Part):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Names runs, releases and the served model.")
     notes: str = Field(default="", description="What a reader of the report must know about this recipe.")
-    task: Task
-    curation: Curation
-    teacher: Teacher
-    budget: Budget = Budget()
-    student: Student
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    gate: Gate = Gate()
-    inbox: Inbox = Inbox()
-    compute: Compute = Compute()
-    serving: Serving = Serving()
+    task: Task = Field(description="What the student has to do.")
+    curation: Curation = Field(description="From logs to a prompt set.")
+    teacher: Teacher = Field(description="The model that answers each prompt once.")
+    budget: Budget = Field(default=Budget(), description="What may be spent.")
+    student: Student = Field(description="The base model that is taught.")
+    training: Training = Field(default=Training(), description="How the student learns.")
+    evaluation: Evaluation = Field(default=Evaluation(), description="How answers to the test split are generated.")
+    gate: Gate = Field(default=Gate(), description="When the student may serve.")
+    inbox: Inbox = Field(default=Inbox(), description="When prompts that landed are worth a new student.")
+    compute: Compute = Field(default=Compute(), description="Where the heavy stages run.")
+    serving: Serving = Field(default=Serving(), description="The machine that serves, for the account of costs.")
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from potstill.errors import RecipeError
-from potstill.recipe import SECRET_HEADER, Recipe, allowed_values
+from potstill.outbound import SECRET_HEADER
+from potstill.recipe import Recipe, allowed_values
 
 Location = tuple[str | int, ...]
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from potstill.approval import Approval
 from potstill.artifacts import load_artifact, read_manifest
 from potstill.errors import ReleaseError
 from potstill.fingerprint import fingerprint
@@ -78,6 +79,7 @@ def publish(
     decision: "GateDecision",
     golden: Sequence[Golden],
     max_tokens: int,
+    approval: Approval | None = None,
 ) -> Release:
     """Make a student that passed its gate a version, and the champion of its recipe.
 
@@ -85,7 +87,8 @@ def publish(
     nothing, so that a nightly re-run does not bring back what was rolled back; a new decision does.
 
     `adapter` is the directory of a StudentAdapter artefact, inside a store or not; `golden` are test prompts with the
-    evaluated student's answers, of which the first 20 are kept; `max_tokens` is the limit it was evaluated with.
+    evaluated student's answers, of which the first 20 are kept; `max_tokens` is the limit it was evaluated with; `approval`
+    goes into the log of moves.
 
     Errors: `ReleaseError` where the decision did not pass or is about another student, the adapter could run code, or the name is no recipe's;
     `ArtifactMissingError`, `ArtifactDamagedError` where the adapter, or a version of the same digest, is not whole.
@@ -121,7 +124,7 @@ def publish(
         else:
             place, kept = shelf.workplace(version.version), golden[:GOLDEN_PROMPTS]
             shelf.add(write_version(place, version, adapter / ADAPTER, decision.model_dump_json(indent=2), kept))
-        _let_in(shelf, version)
+        _let_in(shelf, version, approval)
         now = shelf.aliases()
     return Release(version.version, now.previous, now.alias_of(version.version), digest)
 
@@ -193,7 +196,7 @@ def _what_there_is(home: Path) -> str:
     return f"released: {names}" if names else "nothing is released yet: run a recipe with `potstill run`"
 
 
-def _let_in(shelf: Shelf, version: Version) -> None:
+def _let_in(shelf: Shelf, version: Version, approval: Approval | None) -> None:
     while True:
         before = shelf.state()
         now = before.aliases
@@ -202,5 +205,5 @@ def _let_in(shelf: Shelf, version: Version) -> None:
             return
         candidate = None if now.candidate == version.version else now.candidate
         moved = Aliases(champion=version.version, candidate=candidate, previous=now.champion)
-        if shelf.move(before, moved, "release", version.decision_digest):
+        if shelf.move(before, moved, "release", version.decision_digest, approval):
             return

@@ -9,23 +9,24 @@ from potstill.gate_stage import read_decision
 from potstill.recipe import Recipe, Student
 from potstill.records import Prompt, read_parquet
 from potstill.release import GOLDEN_PROMPTS, Golden, Release, Version
+from potstill.run_record import RunRecord
 from potstill.student.base import resolve_base
 
 
-def publish(
-    recipe: Recipe,
-    prompts: ArtifactRef,
-    student: ArtifactRef,
-    evaluation: ArtifactRef,
-    decision: ArtifactRef,
-    store: ArtifactStore,
-) -> Release:
-    """Publish a student with golden prompts out of the test split: what it answered correctly when it was evaluated."""
+def publish(run: RunRecord, store: ArtifactStore) -> Release | None:
+    """Publish a run's student with golden prompts out of the test split: what it answered correctly when it was evaluated.
+
+    None where its gate did not pass, or where the recipe asks for an approval that is not there.
+    """
+    decision, recipe = read_decision(store.path(run.decision)), run.recipe
+    is_approved = recipe.gate.approval == "auto" or (run.approval is not None and run.approval.is_approved)
+    if decision.verdict != "passed" or not is_approved:
+        return None
     right = {
-        line.prompt_id for line in read_scores(store.path(evaluation)) if line.arm == CANDIDATE and line.score == 1
+        line.prompt_id for line in read_scores(store.path(run.evaluation)) if line.arm == CANDIDATE and line.score == 1
     }
-    given = read_arm_answers(store.path(read_arms(store.path(evaluation))[CANDIDATE]))
-    asked = read_parquet(store.path(prompts) / "prompts.parquet", Prompt)
+    given = read_arm_answers(store.path(read_arms(store.path(run.evaluation))[CANDIDATE]))
+    asked = read_parquet(store.path(run.prompts) / "prompts.parquet", Prompt)
     chosen = sorted((row for row in asked if row.prompt_id in right), key=lambda row: row.prompt_id)[:GOLDEN_PROMPTS]
     golden = [
         Golden(messages=row.messages, tools=row.tools, expected=given[row.prompt_id].completion) for row in chosen
@@ -33,22 +34,23 @@ def publish(
     return release.publish(
         store.root,
         recipe.name,
-        store.path(student),
+        store.path(run.student),
         base=resolve_base(recipe.student, store),
-        decision=read_decision(store.path(decision)),
+        decision=decision,
         golden=golden,
         max_tokens=recipe.evaluation.max_tokens,
+        approval=run.approval,
     )
 
 
-def champion_of(recipe: Recipe, candidate: ArtifactRef, store: ArtifactStore) -> Answerer | None:
-    """The student that serves now; None where none does, or where it is the candidate itself."""
+def champion_of(recipe: Recipe, candidate: ArtifactRef, store: ArtifactStore) -> str | None:
+    """The version that serves now, by its name; None where none does, or where it is the candidate itself."""
     champion = release.aliases(store.root, recipe.name).champion
     if champion is None:
         return None
     version = release.resolve(store.root, f"{recipe.name}@{champion}")
     is_itself = release.adapter_files(version) == digest_files(store.path(candidate) / release.ADAPTER)
-    return None if is_itself else answerer_of(version, store)
+    return None if is_itself else version.name
 
 
 def answerer_of(version: Version, store: ArtifactStore) -> Answerer:

@@ -1,9 +1,11 @@
 """What one run made, by reference: enough to write its report at any later time."""
 
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
+from potstill.approval import Approval
 from potstill.artifacts import ArtifactRef, write_atomically
 from potstill.errors import DataError
 from potstill.object_store import ObjectStore, open_remote
@@ -24,8 +26,18 @@ class RunRecord(Row):
     student: ArtifactRef
     evaluation: ArtifactRef
     decision: ArtifactRef
-    release: Release | None
-    """None where the gate did not pass."""
+    approval: Approval | None = None
+    """None where the recipe asks nobody, or nobody has answered yet."""
+    release: Release | None = None
+    """None where the gate did not pass, or the student is not approved."""
+
+    written_at: datetime | None = None
+    """None until it is written."""
+
+    @property
+    def awaits_approval(self) -> bool:
+        """Whether a student that passed would have to be approved, and nobody has said a word yet."""
+        return self.recipe.gate.approval == "ask" and self.approval is None
 
     def directory(self, home: Path) -> Path:
         """Where its report is kept: a run of the same recipe writes to the same place."""
@@ -34,7 +46,8 @@ class RunRecord(Row):
     def write(self, home: Path) -> None:
         """Write it below home and, with what else is in its folder, into the bucket that `POTSTILL_STORE` names."""
         directory = self.directory(home)
-        write_atomically(directory / RECORD, self.model_dump_json(indent=2))
+        dated = self.model_copy(update={"written_at": datetime.now(UTC)})
+        write_atomically(directory / RECORD, dated.model_dump_json(indent=2))
         if (remote := open_remote()) is not None:
             others = sorted(path for path in directory.iterdir() if path.is_file() and path.name != RECORD)
             for path in (*others, directory / RECORD):

@@ -1,4 +1,7 @@
-"""One sample in, one score out, by task kind. Nothing that a student can write raises or counts as right by accident."""
+"""One sample in, one score out, by task kind. Nothing that a student can write raises or counts as right by accident.
+
+A scorer of the user's own is in `potstill.installed_scorers`.
+"""
 
 import json
 import math
@@ -10,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 from potstill.recipe import Task
 from potstill.records import Completion, TaskKind
 
-MetricName = Literal["accuracy", "field_f1"]
+MetricName = Literal["accuracy", "field_f1", "score"]
+"""The last one is what a scorer of the user's own gives."""
 
 MAX_DEPTH = 100
 """Objects and lists inside each other; deeper ones are no answer, whatever the interpreter's own limit is."""
@@ -47,7 +51,31 @@ def score(task: Task, completion: Completion | None, target: str) -> Score:
     """
     if completion is None:
         return Score(0.0, "no answer")
-    return SCORERS[task.kind].score(task, completion.completion, target)
+    return scorer_of(task).score(task, completion.completion, target)
+
+
+def scorer_of(task: Task) -> Scorer:
+    """Who judges: the installed scorer that the task names, else the kind's own.
+
+    Errors: `UsageError` where the one that is named is not installed, or cannot be loaded.
+    """
+    if task.scorer is None:
+        return SCORERS[task.kind]
+    from potstill.installed_scorers import load_scorer
+
+    return load_scorer(task.scorer).scorer
+
+
+def scorer_identity(task: Task) -> str | None:
+    """Name, distribution and version of the installed scorer that judges; None for the kind's own.
+
+    Errors: as `scorer_of`.
+    """
+    if task.scorer is None:
+        return None
+    from potstill.installed_scorers import load_scorer
+
+    return load_scorer(task.scorer).identity
 
 
 def exact_match(task: Task, completion: Completion | None, target: str) -> bool | None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from filelock import FileLock
 from pydantic import ValidationError
 
+from potstill.approval import Approval
 from potstill.artifacts import digest_files, sync
 from potstill.artifacts.copies import download
 from potstill.errors import ArtifactDamagedError, StoreUnreachableError
@@ -107,9 +108,11 @@ class Shelf:
     def aliases(self) -> Aliases:
         return read_aliases(self.directory)
 
-    def move(self, before: State, moved: Aliases, what: Move, decision_digest: str | None) -> bool:
+    def move(
+        self, before: State, moved: Aliases, what: Move, decision_digest: str | None, approval: Approval | None = None
+    ) -> bool:
         """Log a move and make it; False where the aliases are no longer what they were before."""
-        move(self.directory, before.aliases, moved, what, decision_digest)
+        move(self.directory, before.aliases, moved, what, decision_digest, approval)
         return True
 
     def _place(self, version: str) -> Path:
@@ -187,7 +190,9 @@ class BucketShelf(Shelf):
         unlogged = last if last is not None and last not in lines else None
         return State(now, [*lines, unlogged] if unlogged else lines, etag, unlogged)
 
-    def move(self, before: State, moved: Aliases, what: Move, decision_digest: str | None) -> bool:
+    def move(
+        self, before: State, moved: Aliases, what: Move, decision_digest: str | None, approval: Approval | None = None
+    ) -> bool:
         assert moved.champion is not None
         self._remote.require_conditions()
         if before.unlogged is not None:
@@ -198,6 +203,7 @@ class BucketShelf(Shelf):
             to_version=moved.champion,
             at=datetime.now(UTC),
             decision_digest=decision_digest,
+            approval=approval,
         )
         content = _AliasesObject(**moved.model_dump(), move=line).model_dump_json(indent=2).encode()
         if not self._remote.replace(f"{self._uri}/{ALIASES_FILE}", content, before.etag):

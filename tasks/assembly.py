@@ -4,7 +4,7 @@ from prefect import task
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.training import examples
-from tasks.policies import mirror
+from tasks.caching import mirror
 
 
 def _assemble_key(prompts: ArtifactRef, completions: ArtifactRef) -> StageKey:

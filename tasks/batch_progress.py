@@ -1,6 +1,7 @@
 """How far a batch of the teacher's is, what it costs and what fails: a bar on its task run in Prefect's UI, and its log."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from uuid import UUID
 
@@ -31,8 +32,9 @@ class BatchBar:
         """Count a step; told by the one thread that asks."""
         self._done = self._done.plus(step)
 
-    def show(self) -> None:
-        """Draw what has been counted, and log now and then what has failed since."""
+    def show(self, check: Callable[[], None]) -> None:
+        """Draw what has been counted, and log now and then what has failed since; `check` raises where that is in vain."""
+        check()
         done = self._done
         self._draw(done.found + done.answered, done)
         if done.failed > self._warned and time.monotonic() >= self._warn_at:

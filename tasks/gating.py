@@ -6,7 +6,7 @@ from prefect.artifacts import create_markdown_artifact
 from potstill import gate_stage as stage
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.recipe import Recipe
-from tasks.policies import mirror
+from tasks.caching import mirror
 
 
 def _key(recipe: Recipe, evaluation: ArtifactRef) -> StageKey:

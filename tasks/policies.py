@@ -5,15 +5,12 @@ once that policy has given up on some of its prompts, only those are asked again
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypedDict
 
 from prefect import Task
-from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
 
-from potstill.artifacts import StageKey, open_store
 from potstill.errors import PotstillError
 from potstill.recipe import Teacher
 
@@ -34,16 +31,28 @@ def batches_at_once(teacher: Teacher) -> int:
     return min(BATCHES_A_SHARE * share + 1, MOST_BATCHES_AT_ONCE)
 
 
-def mirror(key_of: Callable[..., StageKey]) -> CacheKeyFnPolicy:
-    """Prefect's cache as a mirror of the store: its key follows the store's, and a missing artefact means another one."""
-
-    def cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
-        return open_store().mirror_key(key_of(**parameters))
-
-    return CacheKeyFnPolicy(cache_key_fn=cache_key)
-
-
 async def is_worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """What Potstill calls fatal would fail again; anything unforeseen is not asked twice either."""
     error = await state.aresult(raise_on_failure=False)
     return isinstance(error, PotstillError) and not error.fatal
+
+
+class _OfAChild(TypedDict):
+    result_serializer: str
+    retries: int
+    retry_condition_fn: Callable[..., Awaitable[bool]]
+
+
+class _OfABatch(_OfAChild):
+    retry_delay_seconds: list[float]
+
+
+OF_A_CHILD = _OfAChild(result_serializer="json", retries=CHILD_RETRIES, retry_condition_fn=is_worth_retrying)
+"""A task whose work is a child process: one that died goes on from what it left."""
+OF_A_BATCH = _OfABatch(
+    result_serializer="json",
+    retries=BATCH_RETRIES,
+    retry_delay_seconds=BATCH_RETRY_SECONDS,
+    retry_condition_fn=is_worth_retrying,
+)
+"""A task that asks for a batch of answers: what an outage left is asked for again."""

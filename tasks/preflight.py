@@ -2,6 +2,7 @@
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 
 from potstill import preflight
 from potstill.recipe import Recipe
@@ -10,5 +11,11 @@ from tasks.keys import load_block
 
 @task(cache_policy=NO_CACHE)
 def check(recipe: Recipe) -> None:
-    """Inputs, base, terms, key and price. It costs nothing, so it is never remembered."""
-    preflight.check(recipe, load_block)
+    """Inputs, base, scorer, terms, key and price. It costs nothing, so it is never remembered."""
+    preflight.check(recipe, load_block, is_deployed=_is_deployed())
+
+
+def _is_deployed() -> bool:
+    """Whether this run's parameters came through the API: it was created from a deployment."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None

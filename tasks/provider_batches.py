@@ -12,16 +12,10 @@ from potstill.teacher.outcome import BatchReport
 from potstill.teacher.sharing import caps_of, plan_of, shared_session
 from tasks.keys import load_block
 from tasks.logs import line_logger
-from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, is_worth_retrying
+from tasks.policies import OF_A_BATCH
 
 
-@task(
-    cache_policy=NO_CACHE,
-    result_serializer="json",
-    retries=BATCH_RETRIES,
-    retry_delay_seconds=BATCH_RETRY_SECONDS,
-    retry_condition_fn=is_worth_retrying,
-)
+@task(cache_policy=NO_CACHE, **OF_A_BATCH)
 def ask_in_batches(recipe: Recipe, prompts: ArtifactRef) -> BatchReport | None:
     """What the ledger lacks, asked for in batches; where the recipe asks online, only what was handed in is collected.
 

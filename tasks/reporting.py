@@ -9,8 +9,9 @@ from prefect.states import Completed
 from potstill.artifacts import open_store
 from potstill.report.run_report import RunSummary, write_report
 from potstill.run_record import RunRecord
+from tasks.events import say_released
 
-STATE_NAMES = {"passed": "Completed", "rejected": "GateRejected", "undecided": "GateUndecided"}
+NOT_PASSED = {"rejected": "GateRejected", "undecided": "GateUndecided"}
 
 
 @task(cache_policy=NO_CACHE, result_serializer="json")
@@ -18,10 +19,20 @@ def report(run: RunRecord) -> RunSummary:
     """The run's page and its figures; written again each time, from what is kept."""
     summary = write_report(run, open_store())
     create_markdown_artifact(summary.describe(), key="summary", description="The run in figures")
-    create_link_artifact(f"file://{summary.report}", key="report", link_text="report.html")
+    create_link_artifact(summary.link, key="report", link_text="report.html")
+    if summary.release is not None:
+        say_released(summary.recipe, summary.release, summary.verdict, summary.headline)
     return summary
 
 
 def conclude(summary: RunSummary) -> State[RunSummary]:
-    """The state of the run: a gate that does not pass ends a good run under a name of its own."""
-    return Completed(name=STATE_NAMES[summary.verdict], message=summary.headline, data=summary)
+    """The state of the run: what is not released ends a good run under a name of its own."""
+    return Completed(name=_state_name(summary), message=summary.headline, data=summary)
+
+
+def _state_name(summary: RunSummary) -> str:
+    if summary.verdict in NOT_PASSED:
+        return NOT_PASSED[summary.verdict]
+    if summary.release is not None:
+        return "Completed"
+    return "AwaitsApproval" if summary.approval is None else "NotApproved"

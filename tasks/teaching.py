@@ -3,7 +3,6 @@
 from prefect import task, unmapped
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.errors import TransientTeacherError
@@ -14,11 +13,14 @@ from potstill.teacher.outcome import BatchReport
 from potstill.teacher.plan import batch_key, split_batches
 from potstill.teacher.sharing import begin_sessions, caps_of, plan_of, shared_session
 from potstill.teacher.unfinished import has_open_batches, open_batches
+from tasks.batch_check import begin_batch
 from tasks.batch_progress import BatchBar
+from tasks.caching import mirror
 from tasks.keys import load_block
 from tasks.logs import line_logger
-from tasks.policies import BATCH_RETRIES, BATCH_RETRY_SECONDS, batches_at_once, is_worth_retrying, mirror
+from tasks.policies import OF_A_BATCH
 from tasks.provider_batches import ask_in_batches
+from tasks.runners import batch_runner
 from tasks.spending import wait_for
 
 
@@ -33,7 +35,7 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
     ask_again = teach_batch.with_options(refresh_cache=True)  # the ledger knows better than a cache
-    with ThreadPoolTaskRunner[BatchReport](batches_at_once(recipe.teacher)) as runner:
+    with batch_runner(recipe, prompts, is_collected=is_collected) as runner:
         batches = [*runner.map(teach_batch, {"index": done, **what}), *runner.map(ask_again, {"index": asking, **what})]
         wait_for(batches, plan, recipe)
     return collect_completions(recipe, prompts)
@@ -44,20 +46,13 @@ def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:
     return batch_key(plan, split_batches(plan)[index], open_ledger().id)
 
 
-@task(
-    task_run_name="teach-batch-{index}",
-    cache_policy=mirror(_batch_key),
-    result_serializer="json",
-    retries=BATCH_RETRIES,
-    retry_delay_seconds=BATCH_RETRY_SECONDS,
-    retry_condition_fn=is_worth_retrying,
-)
+@task(task_run_name="teach-batch-{index}", cache_policy=mirror(_batch_key), **OF_A_BATCH)
 def teach_batch(recipe: Recipe, prompts: ArtifactRef, index: int) -> BatchReport:
     """One batch answered; what the ledger holds is not asked again."""
     batch = split_batches(plan := plan_of(recipe, prompts))[index]
-    bar = BatchBar(len(batch) * plan.teacher.samples)
+    bar, check = BatchBar(len(batch) * plan.teacher.samples), begin_batch(recipe, plan.run)
     with shared_session(plan, open_ledger(), caps_of(recipe), load_block) as session:
-        report = session.answer(batch, bar.add, bar.show, line_logger())
+        report = session.answer(batch, bar.add, lambda: bar.show(check), line_logger())
     bar.finish(report)
     get_run_logger().info(report.describe())
     if report.unanswered:

@@ -4,15 +4,19 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
+from potstill.arms import BASE, Arm
 from potstill.artifacts import ArtifactRef, StageKey, open_store
-from potstill.evaluation.generate import Answerer
 from potstill.recipe import Recipe
 from potstill.student.base import resolve_base
 from potstill.training import launch
 from tasks.assembly import assemble_pairs
-from tasks.evaluation import generate_arm
-from tasks.policies import CHILD_RETRIES, is_worth_retrying, mirror
+from tasks.caching import mirror
+from tasks.generation import generate_arm
+from tasks.gpu_pool import run_on_gpu
+from tasks.policies import OF_A_CHILD
 from tasks.progress import watch
+
+DEPLOYMENT = "train-student/gpu"
 
 
 def train(recipe: Recipe, prompts: ArtifactRef, dataset: ArtifactRef) -> ArtifactRef:
@@ -20,8 +24,7 @@ def train(recipe: Recipe, prompts: ArtifactRef, dataset: ArtifactRef) -> Artifac
     student = train_sft(recipe, dataset)
     if (dpo := recipe.training.dpo) is None:
         return student
-    base = Answerer(student=recipe.student)
-    own_outputs = generate_arm(recipe, prompts, "base", base, split="train", limit=dpo.max_pairs)
+    own_outputs = generate_arm(recipe, prompts, Arm(name=BASE), split="train", limit=dpo.max_pairs)
     pairs = assemble_pairs(dataset, own_outputs, dpo.max_pairs)
     if pairs.num_rows == 0:
         get_run_logger().warning("no DPO: the base answers every prompt as the teacher does, the SFT student stays")
@@ -33,17 +36,15 @@ def _sft_key(recipe: Recipe, dataset: ArtifactRef) -> StageKey:
     return launch.sft_key(dataset, resolve_base(recipe.student, open_store()), recipe.training)
 
 
-@task(
-    cache_policy=mirror(_sft_key),
-    result_serializer="json",
-    retries=CHILD_RETRIES,
-    retry_condition_fn=is_worth_retrying,
-)
+@task(cache_policy=mirror(_sft_key), **OF_A_CHILD)
 def train_sft(recipe: Recipe, dataset: ArtifactRef) -> ArtifactRef:
     """The SFT adapter. A run that was cut off goes on from its last checkpoint."""
+    if recipe.compute.train == "pool":
+        return run_on_gpu(DEPLOYMENT, _sft_key(recipe, dataset), f"{recipe.name} sft", recipe, {"dataset": dataset})
     base = resolve_base(recipe.student, store := open_store())
+    show = watch("training-sft")
     adapter = launch.train_sft(
-        dataset, base, recipe.training, store, on_point=watch("training-sft"), recipe_fingerprint=recipe.fingerprint
+        dataset, base, recipe.training, store, on_point=show, recipe_fingerprint=recipe.fingerprint
     )
     return _shown(adapter, "curve-sft")
 
@@ -53,23 +54,16 @@ def _dpo_key(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> StageK
     return launch.dpo_key(pairs, adapter, recipe.training, recipe.training.dpo)
 
 
-@task(
-    cache_policy=mirror(_dpo_key),
-    result_serializer="json",
-    retries=CHILD_RETRIES,
-    retry_condition_fn=is_worth_retrying,
-)
+@task(cache_policy=mirror(_dpo_key), **OF_A_CHILD)
 def train_dpo(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> ArtifactRef:
     """The SFT adapter after the DPO rung."""
+    if recipe.compute.train == "pool":
+        given = {"dataset": pairs, "adapter": adapter}
+        return run_on_gpu(DEPLOYMENT, _dpo_key(recipe, pairs, adapter), f"{recipe.name} dpo", recipe, given)
     base = resolve_base(recipe.student, store := open_store())
+    show = watch("training-dpo")
     tuned = launch.train_dpo(
-        pairs,
-        adapter,
-        base,
-        recipe.training,
-        store,
-        on_point=watch("training-dpo"),
-        recipe_fingerprint=recipe.fingerprint,
+        pairs, adapter, base, recipe.training, store, on_point=show, recipe_fingerprint=recipe.fingerprint
     )
     return _shown(tuned, "curve-dpo")
 

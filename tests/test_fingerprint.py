@@ -28,7 +28,7 @@ def test_it_is_the_sha256_of_canonical_json():
         (Decimal("0.10"), "0.10"),
         (
             Price(input_per_million=Decimal(1), output_per_million=Decimal(2)),
-            {"output_per_million": "2", "input_per_million": "1"},
+            {"output_per_million": 2.0, "input_per_million": 1.0},
         ),
     ],
 )

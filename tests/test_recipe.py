@@ -25,6 +25,7 @@ OTHER_VALUES: dict[str, Any] = {
     "notes": "a note",
     "task.kind": "extraction",
     "task.labels": ["a", "c"],
+    "task.scorer": "house-style",
     "curation.inputs": ["other.jsonl"],
     "curation.workload": "w",
     "curation.validation_fraction": 0.1,

@@ -26,6 +26,8 @@ COMMANDS = {
     "releases": ("release:releases", "The versions of a recipe, and which of them serves."),
     "rollback": ("release:rollback", "Swap the champion and the version before it."),
     "serve": ("serve:serve", "Serve the released students on an OpenAI-compatible endpoint."),
+    "webhook": ("webhook:webhook", "Receive new prompts by signed webhooks, and start runs for them."),
+    "doctor": ("doctor:doctor", "What this machine lacks, with the remedy for each."),
     "report": ("report:report", "Write the report of a recipe's latest run again."),
 }
 

@@ -27,11 +27,12 @@ def run(
         yes: Do not ask before a bill that may exceed 10 USD; without it, that is asked on a terminal only.
     """
     from potstill.home import potstill_home
+    from potstill.night import take_in
     from potstill.preflight import check
     from potstill.recipe_file import load_recipe
 
     given = overrides or []
-    loaded = load_recipe(recipe, tuple(given))
+    loaded = take_in(load_recipe(recipe, tuple(given)), potstill_home())
     check(loaded)
     if not yes and is_attended():
         from potstill.cli.confirming import confirm_run

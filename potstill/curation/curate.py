@@ -1,6 +1,7 @@
 """The curation stage: read, redact, drop what is the same, quarantine what is broken, split."""
 
 import glob
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,13 +14,15 @@ from potstill.curation.identity import prompt_id
 from potstill.curation.readers import Line, RawPrompt, read_lines
 from potstill.curation.split import assign_split
 from potstill.errors import DataError
-from potstill.fingerprint import file_sha256, fingerprint
+from potstill.fingerprint import fingerprint
 from potstill.recipe import Curation
 from potstill.records import Prompt, QuarantinedLine, Row, Split, TaskKind, write_jsonl, write_parquet
+from potstill.roots import check_path, check_pattern, open_inside
 
 STAGE = "curate"
 VERSION = 2
 KIND = "PromptSet"
+FIELD = "curation.inputs"
 PROMPTS = "prompts.parquet"
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
@@ -42,7 +45,7 @@ class CurationSummary(Row):
 def stage_key(config: Curation, kind: TaskKind) -> StageKey:
     """The key of this config over the bytes of its inputs. Errors: `DataError` where an input is missing."""
     settings = config.model_dump(exclude={"inputs"})
-    inputs = [(path.name, file_sha256(path)) for path in find_inputs(config.inputs)]
+    inputs = [(path.name, _sha256(path)) for path in find_inputs(config.inputs)]
     digest = fingerprint({"inputs": inputs, "config": settings, "kind": kind, "redaction": redact.VERSION})
     return StageKey(STAGE, VERSION, digest)
 
@@ -107,17 +110,33 @@ def count_lines(paths: Iterable[Path]) -> int:
 
 
 def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
-    """Every file that the patterns name, sorted. Errors: `DataError` for a pattern that names none, or only empty files."""
+    """Every file that the patterns name, sorted.
+
+    Errors: `DataError` for a pattern that names none, or only empty files; `NotAuthorisedError` for what no root holds.
+    """
+    if not patterns:
+        raise DataError(
+            "nothing has landed in the recipe's inbox, and its curation.inputs name nothing else: send prompts"
+        )
     found: set[Path] = set()
     for pattern in patterns:
-        matches = [Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)]  # noqa: PTH207 - absolute patterns
+        check_pattern(pattern, FIELD)
+        expanded = os.path.expanduser(pattern)  # noqa: PTH111 - pathlib raises for a home that nobody has
+        matches = [Path(name) for name in glob.glob(expanded, recursive=True)]  # noqa: PTH207 - absolute patterns
         files = [path for path in matches if path.is_file()]
         if not files:
             raise DataError(f"input {pattern}: no such file (looked from {Path.cwd()})")
+        for path in files:
+            check_path(path, FIELD)
         found.update(files)
     if not any(path.stat().st_size for path in found):
         raise _nothing_in(found)
     return sorted(found)
+
+
+def _sha256(path: Path) -> str:
+    with open_inside(path, FIELD) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _nothing_in(paths: Iterable[Path]) -> DataError:
@@ -189,7 +208,7 @@ class _Curator:
 
     def _sourced(self) -> Iterator[Sourced]:
         for path in find_inputs(self.config.inputs):
-            for line in read_lines(path):
+            for line in self._read(path):
                 self.counts["read"] += 1
                 self.on_line(self.counts["read"])
                 if line.prompt is None:
@@ -203,6 +222,10 @@ class _Curator:
                 self.flags.update(line.prompt.flags)
                 raw = redact_prompt(line.prompt, self.redactions)
                 yield Sourced(raw, prompt_id(raw.messages, raw.tools), f"{path}:{line.number}")
+
+    def _read(self, path: Path) -> Iterator[Line]:
+        with open_inside(path, FIELD) as file:
+            yield from read_lines(file)
 
     def _check(self, kept: int) -> None:
         read, bad = self.counts["read"], len(self.quarantined)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from potstill.errors import DataError
 from potstill.recipe import Task
 from potstill.records import Completion, Prompt, Row, TaskKind
-from potstill.scorers import SCORERS, MetricName, Score, score
+from potstill.scorers import MetricName, Score, score, scorer_identity, scorer_of
 from potstill.statistics import Interval, mean_interval, wilson_interval
 
 MAX_DISAGREEMENTS = 20
@@ -71,6 +71,8 @@ class EvalReport(Row):
     arms: tuple[ArmMetrics, ...]
     disagreements: tuple[Disagreement, ...]
     """The candidate's worst first."""
+    scorer: str | None = None
+    """Name, distribution and version of the installed scorer that judged; None for the kind's own."""
 
 
 class Evaluation(NamedTuple):
@@ -97,7 +99,7 @@ def evaluate_arms(task: Task, prompts: Sequence[Prompt], arms: Mapping[str, Mapp
     `arms` maps the name of an arm (teacher, base, candidate, champion…) to its answers by prompt id. A prompt
     with neither reference nor teacher's answer is unscored for all. A request that failed scores 0 for a student.
 
-    Errors: `DataError` without prompts or arms.
+    Errors: `DataError` without prompts or arms; those of `scorer_of`.
     """
     if not prompts:
         raise DataError("no prompts to evaluate: the test split is empty; add prompts or raise curation.test_fraction")
@@ -108,7 +110,7 @@ def evaluate_arms(task: Task, prompts: Sequence[Prompt], arms: Mapping[str, Mapp
         arm: [_judge(task, arm, prompt_id, answers.get(prompt_id), target) for prompt_id, target in targets.items()]
         for arm, answers in arms.items()
     }
-    metric = SCORERS[task.kind].metric
+    metric = scorer_of(task).metric
     report = EvalReport(
         task_kind=task.kind,
         metric=metric,
@@ -116,6 +118,7 @@ def evaluate_arms(task: Task, prompts: Sequence[Prompt], arms: Mapping[str, Mapp
         num_prompts=len(targets),
         arms=tuple(_summarise(arm, metric, rows) for arm, rows in samples.items()),
         disagreements=_disagreements(prompts, targets, samples.get("candidate", []), arms.get("teacher", {})),
+        scorer=scorer_identity(task),
     )
     lines = [
         ScoreLine(prompt_id=row.prompt_id, arm=arm, score=row.score.value, reason=row.score.reason)

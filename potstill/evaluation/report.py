@@ -12,6 +12,7 @@ from potstill.evaluation.metrics import EvalReport, ScoreLine, evaluate_arms
 from potstill.fingerprint import fingerprint
 from potstill.recipe import Task
 from potstill.records import Completion, Prompt, best_samples, read_jsonl, read_parquet, write_jsonl
+from potstill.scorers import scorer_identity
 
 STAGE = "evaluate"
 VERSION = 3
@@ -22,9 +23,9 @@ ARMS = "arms.json"
 
 
 def score_key(task: Task, prompts: ArtifactRef, arms: Mapping[str, ArtifactRef]) -> StageKey:
-    """The key of an evaluation: the task, the prompts, and what each arm answered."""
+    """The key of an evaluation: the task, the prompts, what each arm answered, and the version of a scorer of the user's."""
     digests = {name: ref.digest for name, ref in arms.items()}
-    return StageKey(STAGE, VERSION, fingerprint([task, prompts.digest, digests]))
+    return StageKey(STAGE, VERSION, fingerprint([task, prompts.digest, digests, scorer_identity(task)]))
 
 
 def score_arms(task: Task, prompts: ArtifactRef, arms: Mapping[str, ArtifactRef], store: ArtifactStore) -> ArtifactRef:

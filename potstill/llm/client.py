@@ -14,6 +14,7 @@ from potstill.llm.endpoint import CONNECT_SECONDS, Endpoint, is_late, trusted
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.providers.errors import hidden_status
+from potstill.llm.reach import guarded_resolver
 
 IDLE_SECONDS = 4.0
 """A pooled connection that rests longer is closed: uvicorn, and so vLLM, would close it after 5 s, perhaps just as a
@@ -72,7 +73,9 @@ class ChatClient:
 
     async def __aenter__(self) -> Self:
         trust = trusted() if self._endpoint.is_https else True
-        connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=IDLE_SECONDS, ssl=trust)
+        connector = aiohttp.TCPConnector(
+            limit=self._concurrency, keepalive_timeout=IDLE_SECONDS, ssl=trust, resolver=guarded_resolver()
+        )
         self._http = aiohttp.ClientSession(
             connector=connector,
             headers=self._endpoint.headers | {"content-type": "application/json"},

@@ -9,7 +9,7 @@ import orjson
 
 from potstill.llm.causes import causes
 from potstill.llm.echoes import KeyMask
-from potstill.llm.keys import LoadBlock, key_variable, provider_key
+from potstill.llm.keys import LoadBlock, check_teacher_host, key_variable, provider_key
 from potstill.llm.providers import PROVIDERS, address_of
 from potstill.llm.providers.base import Provider
 from potstill.recipe import Teacher
@@ -78,10 +78,12 @@ def open_endpoint(
         load_block: reads that block.
         headers: more headers for every request; those of the provider win.
 
-    Errors: `NotAuthorisedError` for a key that is missing or another host's.
+    Errors: `NotAuthorisedError` for a key that is missing or another host's, and for a host that `POTSTILL_TEACHER_HOSTS`
+    does not name.
     """
     known = PROVIDERS[provider]
     address = address_of(known, base_url)
+    check_teacher_host(address)
     key = provider_key(known, address, variable=api_key_env, block=api_key_block, load_block=load_block)
     more = {name.lower(): value for name, value in (headers or {}).items()}
     every = {"user-agent": "potstill", **more, **known.headers(key, address)}

@@ -12,8 +12,13 @@ from urllib.parse import urlsplit
 
 from potstill.errors import NotAuthorisedError, UsageError
 from potstill.llm.providers.base import Provider
+from potstill.llm.reach import is_forbidden
+from potstill.outbound import check_address
+from potstill.roots import is_confined
 
 KEY_HOSTS_VARIABLE = "POTSTILL_KEY_HOSTS"
+TEACHER_HOSTS_VARIABLE = "POTSTILL_TEACHER_HOSTS"
+"""Hosts that may be sent prompts, separated by commas or blanks; where it is not set, any."""
 OWN_HOSTS = {
     "OPENAI_API_KEY": "api.openai.com",
     "ANTHROPIC_API_KEY": "api.anthropic.com",
@@ -59,14 +64,15 @@ def find_key(variable: str | None, base_url: str) -> str | None:
     """The key that may go to this address; None where none is asked for.
 
     Errors: `UsageError` for what is no address of an API; `NotAuthorisedError` where the variable is not set, or where
-    the address is not the key's own. A key that no known provider owns may go to a server on this machine; any other
-    pair of key and host has to be named in `POTSTILL_KEY_HOSTS`, as `NAME=host` separated by commas.
+    the address is not the key's own. A key that no known provider owns may go to a server on this machine, unless the run
+    is confined (see `potstill.roots`): a parameter could name any variable, and a server here that repeats what it is sent.
+    Any other pair of key and host has to be named in `POTSTILL_KEY_HOSTS`, as `NAME=host` separated by commas.
     """
     host = _address(base_url)[0]
     if variable is None:
         return None
     own = OWN_HOSTS.get(variable)
-    is_free_here = own is None and is_loopback(base_url)
+    is_free_here = own is None and is_loopback(base_url) and not is_confined()
     _check_host(variable, base_url, own, is_allowed=is_free_here)
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -104,6 +110,20 @@ def check_block_host(block: str, base_url: str) -> None:
     _check_host(f"{BLOCK_PREFIX}{block}", base_url, None)
 
 
+def check_teacher_host(base_url: str) -> None:
+    """Where `POTSTILL_TEACHER_HOSTS` is set, prompts go to the hosts that it names and to the known providers' own only.
+
+    Errors: `NotAuthorisedError` for another host.
+    """
+    named = os.environ.get(TEACHER_HOSTS_VARIABLE)
+    if named is None:
+        return
+    host, port, _ = _address(base_url)
+    allowed = {part.lower() for part in re.split(r"[,\s]+", named) if part} | set(OWN_HOSTS.values())
+    if not {host, f"{host}:{port}"} & allowed:
+        raise NotAuthorisedError(f"no prompt goes to {host}: if that is meant, name it in {TEACHER_HOSTS_VARIABLE}")
+
+
 def without_keys(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child that asks no teacher: without the variables that are known to hold a key."""
     named = {name.strip() for name, _, _ in _pairs()}
@@ -120,7 +140,10 @@ def is_loopback(base_url: str) -> bool:
 
 
 def without_user(base_url: str) -> str:
-    """An address as it may be shown: whatever stands before an @ may be a password, even where it is no address."""
+    """An address as it may be shown: what stands before an @ may be a password, and what follows a ? a key, even where it
+    is no address.
+    """
+    base_url = re.sub(r"[?#].*", "?…", base_url, flags=re.DOTALL)
     return re.sub(r"(?:(?<=//)|^(?!.*//)).*@", "…@", base_url, flags=re.DOTALL)
 
 
@@ -142,14 +165,24 @@ def _may_be_a_key(key: str) -> bool:
 
 
 def _address(base_url: str) -> tuple[str, int | None, str]:
+    """Host, port and scheme.
+
+    Errors: `UsageError` for what is no plain address; `NotAuthorisedError` for one where no teacher can be.
+    """
     try:
+        check_address(base_url)
         parts = urlsplit(base_url)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in {"http", "https"} or not host or parts.username or parts.password:
         raise UsageError(
-            f"base_url {without_user(base_url)!r}: give an address such as https://api.example.com/v1, without a user"
+            f"base_url {without_user(base_url)!r}: give an address such as https://api.example.com/v1, plainly: no user, "
+            "no query, no fragment, no letter beyond ASCII"
+        )
+    if is_forbidden(host):
+        raise NotAuthorisedError(
+            f"base_url {base_url}: a link-local address, where clouds keep the credentials of their machines: no teacher is there"
         )
     return host.lower(), port, parts.scheme
 

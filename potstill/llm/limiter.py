@@ -53,6 +53,16 @@ class Limiter:
         self._in_flight: dict[int, Ticket] = {}
         self._number = 0
         self._paused_until = 0.0
+        self._fraction = 1.0
+
+    def divide(self, rpm: float | None, tpm: float | None, fraction: float) -> None:
+        """Keep to other caps from now on, and take so much of the server's buckets: other processes take the rest.
+
+        Each process is told of whole buckets. Mirrored at its fraction they fall, where all take the same, just as it
+        books; where others take less, more remains, and it may take that.
+        """
+        self._caps.change(self._clock(), rpm, tpm)
+        self._fraction = fraction
 
     async def acquire(self, cost: Cost) -> Ticket:
         """Return when a request may leave, and book it; it should leave at once. `settle` or `release` must follow."""
@@ -99,6 +109,8 @@ class Limiter:
         if self._in_flight.pop(ticket.number, None) is None:
             return
         now = self._clock()
+        if self._fraction != 1:
+            limits = {name: limit.scaled(self._fraction) for name, limit in limits.items()}
         if usage is not None:
             self._sizes.learn(ticket.cost, *usage)
         self._mirror.end(ticket, now, limits, usage, is_refused=is_rate_limited)

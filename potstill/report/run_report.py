@@ -1,9 +1,11 @@
 """Gathers what a run made into its page (`report.html`) and its figures (`summary.json`)."""
 
+import os
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
+from potstill.approval import Approval
 from potstill.artifacts import ArtifactRef, ArtifactStore, write_atomically
 from potstill.curation import curate
 from potstill.curation.curate import CurationSummary
@@ -34,6 +36,7 @@ from potstill.teacher.collect import CompletionsSummary
 from potstill.training.launch import read_curve, read_status
 
 THOUSAND = 1000
+REPORTS_VARIABLE = "POTSTILL_REPORTS_URL"
 
 
 class ArmSummary(Row):
@@ -58,8 +61,17 @@ class RunSummary(Row):
     """What 1,000 requests cost at the teacher and on the student's machine."""
     release: str | None
     """The version that this student is, where it was released."""
+    approval: Approval | None
+    """Somebody's word, where the recipe asks for it and it has been said."""
     report: str
     """The path of the page."""
+
+    @property
+    def link(self) -> str:
+        """The page's address: below `POTSTILL_REPORTS_URL`, where the folder of reports is shown, else on this disk."""
+        path = Path(self.report)
+        shown = os.environ.get(REPORTS_VARIABLE)
+        return f"{shown.rstrip('/')}/{'/'.join(path.parts[-3:])}" if shown else path.as_uri()
 
     def describe(self) -> str:
         """The figures as Markdown."""
@@ -90,6 +102,7 @@ def write_report(run: RunRecord, store: ArtifactStore) -> RunSummary:
         unknown_usd=spend.unknown_usd,
         cost_per_1k_usd={"teacher": cost.teacher, "student": cost.student},
         release=run.release.version if run.release else None,
+        approval=run.approval,
         report=str(directory / "report.html"),
     )
     page = render(_report_data(run, evaluation, decision, spend, cost, store))
@@ -175,17 +188,25 @@ def _lineage(run: RunRecord, store: ArtifactStore) -> tuple[LineageRow, ...]:
         "gate decision": run.decision,
     }
     release = f"{run.recipe.name}@{run.release.version}" if run.release else "nothing released"
+    scorer = read_report(store.path(run.evaluation)).scorer
     described = {
         "recipe": run.recipe.fingerprint[:12],
         "teacher": run.recipe.teacher.model,
         "teacher's terms": "; ".join(terms.describe() for terms in store.manifest(run.student).teacher_terms)
         or "not on record",
         "base": run.recipe.student.base,
+        **({} if scorer is None else {"scorer": scorer}),
         **{name: ref.digest[:12] for name, ref in refs.items()},
         "release": release,
+        **({} if run.approval is None else {"approval": _word(run.approval)}),
         "code": store.manifest(run.evaluation).code_revision[:18] or "not a git checkout",
     }
     return tuple(LineageRow(label=label, value=value) for label, value in described.items())
+
+
+def _word(approval: Approval) -> str:
+    said = "approved" if approval.is_approved else "rejected"
+    return f"{said} by {approval.approver} on {approval.at:%Y-%m-%d %H:%M} UTC: {approval.reason}"
 
 
 def _cost_per_1k(run: RunRecord, spend: CompletionsSummary, store: ArtifactStore) -> CostPer1k:
@@ -207,8 +228,18 @@ def _cost_per_1k(run: RunRecord, spend: CompletionsSummary, store: ArtifactStore
 
 def _headline(run: RunRecord, decision: GateDecision) -> str:
     kept = f"retention {format_score(decision.retention)}, lower bound {format_score(decision.lower)}, floor {decision.floor:g}"
-    served = f"; {run.recipe.name}@{run.release.version} is released" if run.release else "; nothing is released"
-    return f"{decision.verdict.capitalize()}: {kept}, {decision.n} test prompts{served}"
+    return f"{decision.verdict.capitalize()}: {kept}, {decision.n} test prompts; {_served(run, decision)}"
+
+
+def _served(run: RunRecord, decision: GateDecision) -> str:
+    name, word = run.recipe.name, run.approval
+    if run.release is not None:
+        return f"{name}@{run.release.version} is released" + (f", approved by {word.approver}" if word else "")
+    if word is not None:
+        return f"nothing is released: {word.approver} said no ({word.reason})"
+    if decision.verdict == "passed" and run.awaits_approval:
+        return f"nothing is released yet: it awaits approval (`potstill approve {name}`)"
+    return "nothing is released"
 
 
 def _num_missed(arm: ArmMetrics | None) -> int | None:

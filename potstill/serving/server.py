@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -65,9 +66,12 @@ async def run_app(
     on_started: Callable[[], None],
     *,
     grace_seconds: int = GRACE_SECONDS,
+    **settings: Any,
 ) -> None:
-    """Serve until `stop` is set; `on_started` is called once the socket answers."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=grace_seconds)
+    """Serve until `stop` is set; `on_started` is called once the socket answers. `settings` are more of uvicorn's."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=grace_seconds, **settings
+    )
     server = _Server(config, on_started)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stopping = asyncio.create_task(stop.wait())

@@ -1,5 +1,6 @@
 """Where the student's base model comes from: a hub id, a directory, or a file that an installed package ships."""
 
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -9,12 +10,14 @@ from potstill.artifacts import ArtifactStore, StageKey
 from potstill.errors import DataError
 from potstill.fingerprint import file_sha256, fingerprint
 from potstill.recipe import Student
+from potstill.roots import check_path, check_tree
 from potstill.student.hub import find_commit
 from potstill.subprocesses import run_child
 
 STAGE = "base"
 VERSION = 1
 PACKAGE_PREFIX = "package:"
+FIELD = "student.base"
 
 
 class Base(NamedTuple):
@@ -52,19 +55,31 @@ def resolve_base(student: Student, store: ArtifactStore) -> Base:
 def find_base(student: Student) -> Path | None:
     """The GGUF file of a package, or a directory of weights; None for a hub id that the hub, or its cache, knows.
 
-    Errors: `DataError` where there is no such package, no model in it, no model in the directory, or no such hub id.
+    Errors: `DataError` where there is no such package, no model in it, no model in the directory, or no such hub id;
+    `NotAuthorisedError` for a directory that lies below no root, or a file in it that leads elsewhere.
     """
     if student.base.startswith(PACKAGE_PREFIX):
         return _packaged_gguf(student.base.removeprefix(PACKAGE_PREFIX))
-    directory = Path(student.base).expanduser()
+    directory, is_path = Path(os.path.expanduser(student.base)), student.base.startswith((".", "/", "~"))  # noqa: PTH111
+    if is_path or directory.is_dir():  # transformers, too, takes org/name for a directory where there is one
+        check_path(directory, FIELD, student.base)
     if directory.is_dir():
-        if not (directory / "config.json").is_file():
-            raise DataError(f"student.base {directory}: no config.json in it: name a directory that transformers loads")
+        _check_directory(directory, student.base)
         return directory
-    if student.base.startswith((".", "/", "~")):
+    if is_path:
         raise DataError(f"student.base {student.base}: no such directory")
     find_commit(student.base, student.revision)
     return None
+
+
+def _check_directory(directory: Path, named: str) -> None:
+    check_tree(directory, FIELD, named)
+    if not (directory / "config.json").is_file():
+        raise DataError(f"{FIELD} {directory}: no config.json in it: name a directory that transformers loads")
+    if (directory / "adapter_config.json").exists():
+        raise DataError(f"{FIELD} {directory}: an adapter, which names another base: name that base, or merge them")
+    if any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors")):
+        raise DataError(f"{FIELD} {directory}: its weights are pickles, which may hold code: save them as safetensors")
 
 
 def _packaged_gguf(package: str) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from potstill.errors import DataError
 from potstill.messages import as_text
 from potstill.records import Message
 from potstill.student.precision import compute_dtype
@@ -46,7 +47,7 @@ class StudentGenerator:
         self.tokenizer = load_tokenizer(base, revision)
         self.tokenizer.padding_side = "left"
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, dtype=compute_dtype(), trust_remote_code=False
+            base, revision=revision, dtype=compute_dtype(), trust_remote_code=False, use_safetensors=True
         )
         self._model: Any = model.to(self.device).eval()
         self._adapters: set[str] = set()
@@ -58,11 +59,15 @@ class StudentGenerator:
         return frozenset(self._adapters)
 
     def load_adapter(self, name: str, directory: Path) -> None:
-        """Add an adapter; a name is never given a second meaning."""
+        """Add an adapter; a name is never given a second meaning. Errors: `DataError` where its weights are a pickle."""
         from peft import PeftModel
 
         if name in self._adapters:
             return
+        if not (directory / "adapter_model.safetensors").is_file():
+            raise DataError(
+                f"{directory}: no adapter_model.safetensors in it, and nothing else is loaded: train it again"
+            )
         if self._adapters:
             self._model.load_adapter(str(directory), adapter_name=name)
         else:

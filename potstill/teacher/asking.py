@@ -16,6 +16,7 @@ from potstill.teacher.mending import retries_wanted
 from potstill.teacher.outcome import BatchReport, RefusedError, Step, Tally
 from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
 from potstill.teacher.sending import Sender
+from potstill.teacher.shares import Share, Slots
 from potstill.teacher.stopping import Stop
 from potstill.teacher.unfinished import HELD_ELSEWHERE
 
@@ -68,11 +69,16 @@ class Asker:
         self._collect_held = collect_held
         self._stop = Stop()
         self._sender = Sender(plan, ledger, client, caps, self._stop, purpose, clock)
-        self._slots = asyncio.Semaphore(plan.teacher.concurrency)
+        self._slots = Slots(plan.teacher.concurrency)
         self._first = asyncio.Lock()
         self._is_reached = False
         self._failed_probes = 0
         self._workers: set[asyncio.Task[None]] = set()
+
+    async def divide(self, share: Share) -> None:
+        """Keep to a share of the limits; return once no more is in flight than it allows."""
+        self._sender.divide(share)
+        await self._slots.resize(share.part(self._plan.teacher.concurrency))
 
     async def answer(self, rows: range, on_step: OnStep, say: Say = lambda _: None) -> BatchReport:
         """Ask for what the ledger does not hold of these rows' answers; `say` is told what is waited for.

@@ -10,13 +10,15 @@ import orjson
 from potstill.errors import UsageError
 from potstill.recipe import Task, Teacher
 from potstill.records import Prompt
-from potstill.scorers import SCORERS
+from potstill.scorers import scorer_of
 
 
 def check_choice(teacher: Teacher, task: Task | None) -> None:
-    """Errors: `UsageError` where a scorer is to choose and no kind of task says which."""
+    """Errors: `UsageError` where a scorer is to choose and no kind of task says which, or it is not installed."""
     if teacher.choose == "scorer" and task is None:
         raise UsageError("choose scorer: no kind of task says which scorer: give --kind, or choose first or majority")
+    if teacher.choose == "scorer" and task is not None:
+        scorer_of(task)
 
 
 def choice_scores(teacher: Teacher, task: Task | None, prompt: Prompt, texts: Sequence[str]) -> list[float]:
@@ -34,7 +36,7 @@ def _by_scorer(task: Task, prompt: Prompt, texts: Sequence[str]) -> list[float]:
     The second is minimum Bayes risk (Kumar and Byrne, 2004, "Minimum Bayes-Risk Decoding for Statistical Machine
     Translation"). A reference of the test split is not looked at: the teacher that is measured must not have seen it.
     """
-    judge = SCORERS[task.kind].score
+    judge = scorer_of(task).score
     if prompt.reference is not None and prompt.split != "test":
         scores = [judge(task, text, prompt.reference).value for text in texts]
         if None not in scores:

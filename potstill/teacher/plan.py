@@ -12,6 +12,7 @@ from potstill.llm.pricing import Processing, Rates, find_rates
 from potstill.llm.providers import base_url_of
 from potstill.recipe import Task, Teacher
 from potstill.records import Message, Prompt
+from potstill.scorers import scorer_identity
 from potstill.teacher import quality
 from potstill.teacher.choosing import check_choice
 from potstill.teacher.rows import Rows
@@ -56,6 +57,8 @@ class TeachPlan(NamedTuple):
             "task": self.task,
             "quality": quality.VERSION,
         }
+        if self.teacher.choose == "scorer" and self.task is not None:
+            content["scorer"] = scorer_identity(self.task)
         return StageKey(STAGE, VERSION, fingerprint(content))
 
     @property

@@ -17,6 +17,7 @@ from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
 from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of, step_of
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
+from potstill.teacher.shares import Share
 from potstill.teacher.stopping import Stop
 
 BYTES_A_TOKEN = 4
@@ -59,6 +60,13 @@ class Sender:
         self._settled = asyncio.Event()
         self.has_replied = False
         """Whether the endpoint has sent an HTTP 200: what it says of a prompt is then the prompt's fault."""
+
+    def divide(self, share: Share) -> None:
+        """Pace at a share of the limits from now on."""
+        rpm, tpm = (
+            None if cap is None else share.part(cap) for cap in (self._plan.teacher.rpm, self._plan.teacher.tpm)
+        )
+        self._limiter.divide(rpm, tpm, share.fraction)
 
     @property
     def is_failing(self) -> bool:

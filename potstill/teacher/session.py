@@ -26,6 +26,7 @@ from potstill.teacher.asking import Asker
 from potstill.teacher.batching import BatchAsker
 from potstill.teacher.outcome import BatchReport, Step, Tally
 from potstill.teacher.plan import TeachPlan, rates_of
+from potstill.teacher.shares import WHOLE, Share
 from potstill.teacher.unfinished import are_at_provider, has_open_batches
 from potstill.teacher.watching import BatchWatch
 
@@ -43,6 +44,7 @@ class TeacherSession:
         policy: when one request is asked again.
         purpose: what the ledger calls its attempts.
         load_block: reads the secret block that holds the key, where the teacher names one.
+        share: what this process may take of the teacher's limits.
 
     Errors: those of `Asker.answer`, and `NotAuthorisedError` at once for a key that is missing or another host's.
     """
@@ -55,6 +57,7 @@ class TeacherSession:
         policy: RetryPolicy | None = None,
         purpose: Purpose = "teach",
         load_block: LoadBlock | None = None,
+        share: Share = WHOLE,
     ) -> None:
         teacher = plan.teacher
         self._plan = plan
@@ -67,6 +70,7 @@ class TeacherSession:
         )
         self._ledger = GroupedLedger(ledger)
         self._caps = caps
+        self._share = share
         self._policy = policy or RetryPolicy()
         self._asker = Asker(
             plan, self._ledger, self._client, caps, self._policy, purpose, collect_held=self._collect_held
@@ -127,6 +131,10 @@ class TeacherSession:
         if has_open_batches(self._plan, self._ledger.ledger):
             tell = say or (lambda _: None)
             self._wait_for(self._cancellable(lambda: self._batched(lambda _: None, tell, only_collect=True)))
+
+    def divide(self, share: Share) -> None:
+        """Keep to another share from now on; return once no more is in flight than it allows."""
+        self._submit(self._asker.divide(share)).result()
 
     def cancel(self) -> None:
         """Stop all that is being asked, for whichever caller, once it is closed in the ledger; nothing begins after it."""
@@ -202,6 +210,8 @@ class TeacherSession:
     async def _begin(self) -> None:
         await self._ledger.run(self._ledger.ledger.close_orphans)
         await self._client.__aenter__()
+        if self._share != WHOLE:
+            await self._asker.divide(self._share)
         self._heartbeat = asyncio.create_task(self._renew_lease())
 
     async def _end(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 
 from potstill.errors import LedgerError, PotstillError
 
@@ -20,9 +21,11 @@ class Stop:
         self._stopping.set()
 
     def check(self) -> None:
-        """Raise the reason, where there is one."""
+        """Raise the reason, where there is one: a copy, since each raise would lengthen the traceback of one that all share,
+        until a process that asks for another could not send it there.
+        """
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)
 
     async def sleep(self, seconds: float) -> None:
         """A pause that ends at once, with the reason, when the run stops."""

@@ -71,7 +71,7 @@ def load_base(spec: TrainingSpec) -> Any:
     """The base, frozen."""
     torch.manual_seed(spec.config.seed)
     return AutoModelForCausalLM.from_pretrained(
-        spec.base, revision=spec.revision, dtype=compute_dtype(), trust_remote_code=False
+        spec.base, revision=spec.revision, dtype=compute_dtype(), trust_remote_code=False, use_safetensors=True
     )
 
 

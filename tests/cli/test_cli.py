@@ -94,6 +94,8 @@ NEEDED = {
     "releases": "x",
     "rollback": "x",
     "serve": "",
+    "webhook": "--config c",
+    "doctor": "",
     "report": "x",
 }
 """What each command cannot do without."""

@@ -23,7 +23,8 @@ def read(tmp_path):
         ]
         path = tmp_path / "in.jsonl"
         path.write_bytes(b"\n".join(as_bytes))
-        return list(read_lines(path))
+        with path.open("rb") as file:
+            return list(read_lines(file))
 
     return read
 
@@ -192,6 +193,7 @@ def test_no_file_makes_it_raise(tmp_path_factory, lines):
     path = tmp_path_factory.getbasetemp() / "fuzzed.jsonl"
     content = b"\n".join(lines)
     path.write_bytes(content)
-    found = list(read_lines(path))
+    with path.open("rb") as file:
+        found = list(read_lines(file))
     assert all((line.prompt is None) == bool(line.reason) for line in found)
     assert len(found) <= content.count(b"\n") + 1

@@ -103,6 +103,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "POTSTILL_HOME": str(place / "potstill"),
+        "POTSTILL_DATA_ROOTS": str(tmp_path_factory.getbasetemp()),  # what recipes of a worker may read
     }
     found = Server(url, env)
     with _running([*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port], env, place / "server.log"):

@@ -5,8 +5,7 @@ with the reason where the record is of its format but cannot be used.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
@@ -29,12 +28,11 @@ class Line(NamedTuple):
     reason: str | None
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(file: BinaryIO) -> Iterator[Line]:
     """Yield every line that is not blank, in order; a bad one carries its reason and stops nothing."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not is_blank(line):
-                yield read_line(number, line)
+    for number, line in enumerate(file, start=1):
+        if not is_blank(line):
+            yield read_line(number, line)
 
 
 def is_blank(line: bytes) -> bool:

@@ -15,6 +15,7 @@ from potstill.llm.causes import is_unknown_host
 from potstill.llm.endpoint import CONNECT_SECONDS, Endpoint, is_late, trusted
 from potstill.llm.providers.base import Failure
 from potstill.llm.providers.errors import error_for_the_run
+from potstill.llm.reach import guarded_resolver
 from potstill.llm.retrying import UnansweredError
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ class Connection:
         from httpx_aiohttp import AiohttpTransport
 
         async with httpx.AsyncClient(
-            transport=AiohttpTransport(verify=trusted()),
+            transport=AiohttpTransport(verify=trusted(), client=_session),
             headers=self._endpoint.headers,
             timeout=httpx.Timeout(self._timeout_seconds, connect=min(CONNECT_SECONDS, self._timeout_seconds)),
             follow_redirects=False,
@@ -146,6 +147,11 @@ class Connection:
         is_refused = failure.cause == "rate_limit"
         unanswered = (UnansweredError if is_refused else LostAnswerError)(message, failure.retry_after_seconds)
         return error_for_the_run(failure, message) or unanswered
+
+
+def _session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=trusted(), resolver=guarded_resolver())
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
 
 
 def _body(json: Any, spool: Spool | None, form: Mapping[str, str] | None) -> dict[str, Any]:

@@ -23,11 +23,22 @@ class Caps:
     """
 
     def __init__(self, rpm: float | None, tpm: float | None) -> None:
+        self._next = self._last = 0.0
+        self._set(rpm, tpm)
+
+    def _set(self, rpm: float | None, tpm: float | None) -> None:
         self._lateness = 0.0 if rpm and rpm <= SLOW_RPM else LATENESS_SECONDS
         minute = 60 + self._lateness  # the first of a minute may leave late, and the last in time
         self._seconds_per_request = minute / rpm if rpm else 0.0
         self._seconds_per_token = 60 / tpm if tpm else 0.0
-        self._next = 0.0
+
+    def change(self, now: float, rpm: float | None, tpm: float | None) -> None:
+        """Other caps from now on. What others may have sent in the same minute is made room for: the next turn waits for
+        one interval of the old caps and one of the new ones.
+        """
+        before = max(self._seconds_per_request, self._last)
+        self._set(rpm, tpm)
+        self._next = max(self._next, now) + before + self._seconds_per_request
 
     @property
     def are_set(self) -> bool:
@@ -41,7 +52,8 @@ class Caps:
     def book(self, now: float, earliest: float, tokens: float) -> Turn:
         """Take the turn of a request of so many tokens that could have left at `earliest`."""
         start = max(self._next, earliest, now - self._lateness)
-        self._next = start + max(self._seconds_per_request, tokens * self._seconds_per_token)
+        self._last = max(self._seconds_per_request, tokens * self._seconds_per_token)
+        self._next = start + self._last
         return Turn(start, self._next)
 
     def give_back(self, turn: Turn) -> None:

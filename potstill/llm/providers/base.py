@@ -33,6 +33,10 @@ class Limit(NamedTuple):
     reset_seconds: float | None
     """Until it is full again; None where the server does not say."""
 
+    def scaled(self, fraction: float) -> "Limit":
+        """The part of it that one of several processes counts on."""
+        return Limit(self.limit * fraction, self.remaining * fraction, self.reset_seconds)
+
 
 class Provider(Protocol):
     """The protocol of one kind of endpoint. Nothing in it raises for what a server or a prompt may hold."""

@@ -1,0 +1,1 @@
+"""Who hears of what: a small YAML becomes notification blocks and automations on a Prefect server."""

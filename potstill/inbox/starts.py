@@ -1,0 +1,93 @@
+"""Which runs were started for what has landed: decided on disk first, so that a crash starts no run twice."""
+
+import hashlib
+import time
+from typing import NamedTuple
+
+from potstill.inbox.inbox import Inbox, Landed
+from potstill.recipe import Inbox as Debounce
+
+
+class Start(NamedTuple):
+    """A run that was decided on."""
+
+    key: str
+    """The idempotency key: the same for the same deliveries."""
+    num_prompts: int
+    decided_at: float
+    started_at: float | None
+    """None until the orchestrator has it."""
+    run_id: str | None
+
+
+def pending_start(inbox: Inbox) -> Start | None:
+    """A start that was decided on and of which nobody knows whether the orchestrator has it."""
+    last = last_start(inbox)
+    return last if last is not None and last.started_at is None else None
+
+
+def last_start(inbox: Inbox) -> Start | None:
+    with inbox.database.reading() as connection:
+        found = connection.execute(
+            "SELECT key, num_prompts, decided_at, started_at, run_id FROM starts ORDER BY number DESC LIMIT 1"
+        ).fetchone()
+    return None if found is None else Start(*found)
+
+
+def is_due(inbox: Inbox, debounce: Debounce, now: float | None = None) -> bool:
+    """Whether enough has landed, and the last start lies long enough back."""
+    if inbox.num_waiting() < debounce.min_new_prompts:
+        return False
+    last = last_start(inbox)
+    # a start in the future is a clock that was set back: it holds nobody for longer than the interval
+    elapsed = abs((time.time() if now is None else now) - (last.started_at or last.decided_at)) if last else None
+    return elapsed is None or elapsed >= debounce.min_interval_seconds
+
+
+def decide_start(inbox: Inbox, debounce: Debounce, now: float | None = None) -> Start | None:
+    """Write down that a run is to start for what waits; None where none is due, or was for the same deliveries.
+
+    Of two receivers on one inbox, one decides.
+    """
+    with inbox.database.transaction() as connection:
+        if not is_due(inbox, debounce, now):
+            return None
+        digest = hashlib.sha256(inbox.path.name.encode())
+        num_prompts = 0
+        waiting = "SELECT id_sha256, num_prompts FROM deliveries WHERE file IS NOT NULL ORDER BY seq"
+        for identity, count in connection.execute(waiting):
+            digest.update(bytes.fromhex(identity))
+            num_prompts += count
+        start = Start(
+            f"potstill-inbox-{inbox.path.name}-{digest.hexdigest()[:32]}",
+            num_prompts,
+            time.time() if now is None else now,
+            None,
+            None,
+        )
+        row = (start.key, start.num_prompts, start.decided_at)
+        added = connection.execute("INSERT OR IGNORE INTO starts (key, num_prompts, decided_at) VALUES (?, ?, ?)", row)
+        return start if added.rowcount else None
+
+
+def note_start(inbox: Inbox, key: str, run_id: str, now: float | None = None) -> None:
+    """The orchestrator has the run of a start."""
+    with inbox.database.transaction() as connection:
+        moment = time.time() if now is None else now
+        connection.execute("UPDATE starts SET started_at = ?, run_id = ? WHERE key = ?", (moment, run_id, key))
+
+
+def unannounced(inbox: Inbox) -> Landed:
+    """The deliveries that no event has told of, sealed ones included."""
+    with inbox.database.reading() as connection:
+        found = connection.execute(
+            "SELECT COUNT(*), COALESCE(SUM(num_prompts), 0), COALESCE(MAX(seq), 0), COALESCE(MAX(landed_at), 0)"
+            " FROM deliveries WHERE seq > (SELECT seq FROM announced)"
+        )
+        return Landed(*found.fetchone())
+
+
+def note_announced(inbox: Inbox, last: int) -> None:
+    """An event has told of the deliveries up to this one."""
+    with inbox.database.transaction() as connection:
+        connection.execute("UPDATE announced SET seq = ?", (last,))

@@ -1,0 +1,166 @@
+"""Which files a recipe may read, where the recipe came through a form, an API or a webhook.
+
+Runs are either trusted or confined. A user at a shell runs recipes of their own: trusted, and every file that the
+system lets them read is theirs. A run is confined where `POTSTILL_DATA_ROOTS` is set, and where a worker started it: there
+the paths of a recipe, symlinks resolved, have to lie below one of these roots, or in the inbox. A worker for which nobody
+has set the variable reads the inbox only.
+"""
+
+import os
+import re
+from io import BufferedReader
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from potstill.errors import NotAuthorisedError, UsageError
+from potstill.home import potstill_home
+
+ROOTS_VARIABLE = "POTSTILL_DATA_ROOTS"
+"""Absolute directories and URLs such as s3://bucket/prompts, separated by colons as in PATH, semicolons or line ends. A
+blank may be in a path."""
+WORKER_VARIABLE = "PREFECT__FLOW_RUN_ID"
+"""What Prefect's workers and runners set for the process of every run that they start, and nobody else does."""
+INBOX = "inbox"
+_BETWEEN = re.compile(r"[;\n]|:(?=\s*(?:/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*://))")
+"""A colon only where another root follows: not the one of s3://."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MAGIC = re.compile(r"[*?[]")
+
+
+def is_confined() -> bool:
+    """Whether what a recipe names may be read below the roots only."""
+    return ROOTS_VARIABLE in os.environ or WORKER_VARIABLE in os.environ
+
+
+def read_roots() -> tuple[Path | str, ...]:
+    """The roots, resolved: directories, and URLs without a slash at their end. The inbox always is one.
+
+    Errors: `UsageError` for one that is neither an absolute path nor a URL.
+    """
+    named = [part.strip() for part in _BETWEEN.split(os.environ.get(ROOTS_VARIABLE, "")) if part.strip()]
+    return (_resolve(potstill_home() / INBOX), *map(_read_root, named))
+
+
+def check_path(path: Path, field: str, value: str | None = None) -> None:
+    """Errors: `NotAuthorisedError` where a run is confined and the path, symlinks resolved, lies below no root.
+
+    Whether there is such a file is not told.
+    """
+    if is_confined() and not _is_below(path):
+        raise _refused(str(path) if value is None else value, field)
+
+
+def check_pattern(pattern: str, field: str) -> None:
+    """The same for a glob, before anything is looked up: its first parts, up to the first wildcard, lie below a root.
+
+    Behind a wildcard, no part may lead up again. Errors: `NotAuthorisedError`.
+    """
+    if not is_confined():
+        return
+    fixed, rest = _split(pattern)
+    if _URL.match(pattern) or ".." in rest or not _is_below(fixed):
+        raise _refused(pattern, field)
+
+
+def check_tree(directory: Path, field: str, value: str) -> None:
+    """The same for a directory and every file in it, wherever its symlinks lead. Errors: `NotAuthorisedError`."""
+    if is_confined():
+        check_path(directory, field, value)
+        for path in directory.rglob("*"):
+            check_path(path, field, value)
+
+
+def check_url(url: str, field: str) -> None:
+    """The same for a URL: it is one of the roots, or begins with one and a slash, and no part of it leads up again.
+
+    Errors: `NotAuthorisedError`.
+    """
+    if is_confined() and not _is_url_below(url):
+        raise _refused(url, field)
+
+
+def open_inside(path: Path, field: str) -> BufferedReader:
+    """Open a file to read; where a run is confined, what has been opened is what lies below a root.
+
+    A symlink that is exchanged after it was looked up, or between the two looks here, changes nothing: the open file is
+    compared with the one that the resolved path names. Errors: `NotAuthorisedError`, `OSError`.
+    """
+    check_path(path, field)
+    file = path.open("rb")
+    if not is_confined():
+        return file
+    try:
+        resolved = _resolve(path)
+        if _lies_below(resolved) and os.path.samestat(os.fstat(file.fileno()), resolved.lstat()):
+            return file
+    except OSError:
+        pass
+    file.close()
+    raise _refused(str(path), field)
+
+
+def _refused(value: str, field: str) -> NotAuthorisedError:
+    if ROOTS_VARIABLE in os.environ:
+        remedy = f"it lies below no root of {ROOTS_VARIABLE}: add its directory there"
+    else:
+        remedy = (
+            f"a run that a worker starts reads nothing but the inbox: set {ROOTS_VARIABLE} for the worker to the "
+            "directories that its recipes may read"
+        )
+    return NotAuthorisedError(f"{field} {value}: {remedy}")
+
+
+def _read_root(named: str) -> Path | str:
+    if _URL.match(named):
+        return named.rstrip("/")
+    path = Path(named).expanduser()
+    if not path.is_absolute():
+        raise UsageError(f"{ROOTS_VARIABLE}: {named}: name an absolute directory, or a URL such as s3://bucket/prompts")
+    return _resolve(path)
+
+
+def _is_below(path: Path) -> bool:
+    try:
+        resolved = _resolve(path)
+    except (OSError, ValueError):  # a null byte
+        return False
+    return _lies_below(resolved)
+
+
+def _lies_below(resolved: Path) -> bool:
+    return any(resolved == root or root in resolved.parents for root in read_roots() if isinstance(root, Path))
+
+
+def _resolve(path: Path) -> Path:
+    return Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111 - pathlib raises for a home that nobody has
+
+
+def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
+    """The parts of a glob before its first wildcard, and those from it on."""
+    parts = Path(os.path.expanduser(pattern)).parts  # noqa: PTH111 - as below
+    first = next((index for index, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
+    return Path(*parts[:first]), parts[first:]
+
+
+def _is_url_below(url: str) -> bool:
+    wanted = _url_parts(url)
+    if wanted is None:
+        return False
+    roots = (list(_url_parts(root) or ()) for root in read_roots() if isinstance(root, str))
+    return any(root and list(wanted[: len(root)]) == root for root in roots)
+
+
+def _url_parts(url: str) -> tuple[str, ...] | None:
+    """Scheme, host and the names of its path; None for a URL that could mean more than one place."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    is_plain = all("!" <= letter <= "~" and letter != "\\" for letter in url)
+    if not is_plain or not host or "@" in parts.netloc or parts.query or parts.fragment or "?" in url or "#" in url:
+        return None
+    names = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    if any(unquote(name) in {"", ".", ".."} or unquote(name) != name for name in names):
+        return None
+    return (parts.scheme, host if port is None else f"{host}:{port}", *names)

@@ -1,0 +1,39 @@
+"""The night: what has landed, whether it is enough, and the state of a night that had nothing to do."""
+
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from potstill import night
+from potstill.artifacts import ArtifactRef, open_store
+from potstill.night import News
+from potstill.recipe import Recipe
+from tasks.caching import ONCE_A_RUN
+from tasks.curation import curate
+
+
+@task(cache_policy=ONCE_A_RUN, result_serializer="json")
+def take_in(recipe: Recipe) -> Recipe:
+    """The recipe with the files that its inbox holds now; a run that is resumed keeps to the files that it began with."""
+    return night.take_in(recipe, open_store().root)
+
+
+def look_for_news(recipe: Recipe) -> News:
+    """What is new among the prompts of tonight."""
+    return compare(recipe, curate(recipe) if recipe.curation.inputs else None)
+
+
+@task(cache_policy=ONCE_A_RUN, result_serializer="json")
+def compare(recipe: Recipe, prompts: ArtifactRef | None) -> News:
+    """The prompts of tonight against those of the latest run. A run that is resumed is not compared with itself."""
+    news = night.compare(recipe, prompts, open_store())
+    create_markdown_artifact(news.describe(recipe.inbox.min_new_prompts), key="news", description="What has landed")
+    return news
+
+
+def skip(recipe: Recipe, news: News) -> State[Any]:
+    """A night without enough to do is a good one, and says why."""
+    return Completed(name="Skipped", message=news.describe(recipe.inbox.min_new_prompts), data=news)

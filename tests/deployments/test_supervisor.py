@@ -1,0 +1,154 @@
+"""The supervisor with real little processes: it keeps them, ends them in order, and however it ends itself leaves nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deployments.box.leftovers import end_all, end_leftovers, marked
+from deployments.box.places import Kept, Places, State
+from potstill.owner import this_process
+from potstill.subprocesses import process_started_at
+from tests.box import eventually, is_alive
+
+pytestmark = pytest.mark.flow
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from deployments.box.config import Box
+from deployments.box.places import Places
+from deployments.box.supervisor import supervise
+from deployments.box.watched import Process
+
+def sh(name, command, **fields):
+    return Process(name, ("/bin/sh", "-c", command), **fields)
+
+home = Path(sys.argv[1])
+places = Places(home)
+places.make()
+run = f"trap 'sleep 0.5; date +%s.%N > {home}/saved; exit' TERM; touch {home}/running; while :; do sleep 0.1; done"
+listed = [
+    sh("server", f"trap 'date +%s.%N > {home}/server-stopped; exit' TERM; while :; do sleep 0.1; done", stops=2),
+    sh("worker", f"export PREFECT__FLOW_RUN_ID=r; setsid sh -c \\"{run}\\" & trap '' TERM; wait", after=("server",), stops=0),
+    sh("dies", "echo no room; exit 3"),
+]
+with places.lock():
+    supervise(places, listed, Box(stop_seconds=20), "box.yaml")
+"""
+
+
+class Supervised:
+    def __init__(self, home: Path) -> None:
+        self.places = Places(home)
+        self.process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(home)], stderr=subprocess.DEVNULL)
+        eventually(lambda: self.kept("worker").condition == "up" and (home / "running").exists())
+        self.mark = self.state.mark
+
+    @property
+    def state(self):
+        return eventually(self.places.read_state)
+
+    def kept(self, name):
+        return next((one for one in self.state.processes if one.name == name), Kept(name=name, condition="waiting"))
+
+    def keeper(self):
+        return next(process for process in marked(self.mark) if "potstill.keeper" in process.cmdline())
+
+
+@pytest.fixture
+def supervised(tmp_path):
+    made = Supervised(tmp_path)
+    yield made
+    made.process.kill()
+    made.process.wait()
+    end_all(lambda: marked(made.mark), grace_seconds=0)
+
+
+def test_what_is_killed_is_back_within_seconds_and_what_dies_at_once_is_said_to_be_failing(supervised):
+    before = supervised.kept("server")
+    killed = time.monotonic()
+    os.kill(before.pid, signal.SIGKILL)
+    eventually(lambda: supervised.kept("server").pid not in {None, before.pid})
+    assert time.monotonic() - killed < 5
+    assert supervised.kept("server").num_restarts == 1
+    assert eventually(lambda: supervised.kept("dies").condition == "failing")
+    assert supervised.kept("dies").remark == "ended with status 3: no room"
+
+
+def test_stopped_it_lets_runs_save_before_the_server_goes_and_leaves_nothing(supervised, tmp_path):
+    supervised.process.terminate()
+    assert supervised.process.wait(timeout=30) == 0
+    assert float((tmp_path / "saved").read_text()) < float((tmp_path / "server-stopped").read_text())
+    assert marked(supervised.mark) == []
+    assert supervised.places.read_state() is None
+
+
+def test_killed_it_leaves_nothing_either(supervised, tmp_path):
+    supervised.process.kill()
+    supervised.process.wait()
+    eventually(lambda: marked(supervised.mark) == [], seconds=20)
+    assert (tmp_path / "saved").exists(), "the run was told, and could save"
+
+
+def test_killed_with_its_keeper_what_it_left_is_found_and_ended_and_nobody_elses_process(supervised):
+    supervised.keeper().kill()
+    supervised.process.kill()
+    supervised.process.wait()
+    left = marked(supervised.mark)
+    assert len(left) >= 3
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        reused = Kept(name="old", condition="up", pid=stranger.pid, started_at=time.time() - 3600)
+        state = supervised.state.model_copy(update={"processes": [*supervised.state.processes, reused]})
+        assert end_leftovers(state, grace_seconds=5) >= len(left)
+        assert marked(supervised.mark) == []
+        assert is_alive(stranger.pid), "its pid was written down, but it started at another time"
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_pid_and_start_time_find_a_process_without_the_mark(tmp_path):
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        kept = Kept(name="one", condition="up", pid=child.pid, started_at=process_started_at(child.pid))
+        state = {"mark": "none", "config": "", "ports": {}, "processes": [kept.model_dump()]}
+        count = end_leftovers(State.model_validate({**state, "supervisor": this_process().model_dump()}), 2)
+        assert count == 1
+    finally:
+        child.kill()
+        assert child.wait() == -signal.SIGTERM
+
+
+def test_only_one_supervisor_lives_below_a_home(supervised):
+    assert supervised.places.is_locked()
+    supervised.process.kill()
+    supervised.process.wait()
+    assert not supervised.places.is_locked()
+
+
+def test_the_status_of_a_box_whose_supervisor_is_gone_says_so(supervised, tmp_path):
+    command = [sys.executable, "-m", "deployments", "status", "--json", "--home", str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert {one["name"] for one in json.loads(shown.stdout)["processes"]} == {"server", "worker", "dies"}
+    supervised.keeper().kill()
+    supervised.process.kill()
+    supervised.process.wait()
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 3
+    assert json.loads(shown.stdout) == {"up": False, "left": 2}
+
+
+def test_up_says_what_is_failing_and_where_to_look(supervised, tmp_path):
+    command = [sys.executable, "-m", "deployments", "up", "--home", str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert "a box is up already" in said.stdout
+    assert "not up: dies; the supervisor goes on trying: see" in said.stderr

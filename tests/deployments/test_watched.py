@@ -1,0 +1,170 @@
+"""One process kept alive: when it is started, how often again, and what is said of it. The clock belongs to the test."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from deployments.box.watched import (
+    LONGEST_DELAY_SECONDS,
+    MAX_LOG_BYTES,
+    STEADY_SECONDS,
+    Process,
+    Watched,
+)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def watch(tmp_path, clock):
+    """`watch(shell_command, **fields)`; whatever runs at the end is killed."""
+    made = []
+
+    def make(command, **fields):
+        process = Process("one", ("/bin/sh", "-c", command), **fields)
+        made.append(Watched(process, tmp_path / "one.log", clock))
+        return made[-1]
+
+    yield make
+    for watched in made:
+        watched.stop(grace_seconds=0)
+
+
+def tick_until(watched, condition, may_start=True):
+    deadline = time.monotonic() + 5
+    while watched.condition != condition:
+        watched.tick(may_start=may_start)
+        assert time.monotonic() < deadline, f"{watched.kept()}"
+        time.sleep(0.01)
+    return watched.kept()
+
+
+def test_it_is_up_once_it_answers(watch):
+    is_open = []
+    watched = watch("sleep 60", answers=lambda started_at: started_at > 0 and bool(is_open))
+    for _ in range(3):
+        watched.tick(may_start=True)
+    assert watched.condition == "starting"
+    is_open.append(True)
+    kept = tick_until(watched, "up")
+    assert kept.pid
+    assert kept.started_at
+    assert abs(kept.started_at - time.time()) < 10
+
+
+def test_it_waits_for_what_comes_before_it(watch):
+    watched = watch("sleep 60")
+    watched.tick(may_start=False)
+    assert watched.kept().condition == "waiting"
+    assert watched.kept().pid is None
+    tick_until(watched, "up")
+
+
+def test_it_is_off_while_something_is_lacking_and_starts_by_itself_once_it_is_there(watch, clock):
+    lacking = ["nothing is released yet"]
+    watched = watch("sleep 60", lacks=lambda: lacking[0] if lacking else None)
+    watched.tick(may_start=True)
+    assert (watched.kept().condition, watched.kept().remark) == ("off", "nothing is released yet")
+    lacking.clear()
+    clock.now += 5
+    tick_until(watched, "up")
+
+
+def test_killed_it_is_started_again_a_second_later(watch, clock):
+    watched = watch("sleep 60")
+    first = tick_until(watched, "up")
+    clock.now += STEADY_SECONDS + 1
+    watched.tick(may_start=True)
+    watched._signal(signal.SIGKILL)
+    kept = tick_until(watched, "restarting")
+    assert "killed by SIGKILL" in kept.remark
+    watched.tick(may_start=True)
+    assert watched.condition == "restarting"
+    clock.now += 1
+    again = tick_until(watched, "up")
+    assert again.pid != first.pid
+    assert again.num_restarts == 1
+
+
+def test_what_dies_at_once_is_started_ever_more_slowly_and_said_to_be_failing_with_its_last_words(watch, clock):
+    watched = watch("echo no room >&2; exit 3")
+    waits = []
+    for _ in range(9):
+        tick_until(watched, "starting")
+        while watched.condition == "starting" or watched.condition == "up":
+            watched.tick(may_start=True)
+        before = clock.now
+        while watched.condition in {"restarting", "failing"}:
+            clock.now += 1
+            watched.tick(may_start=True)
+        waits.append(clock.now - before)
+    assert waits == [1, 2, 4, 8, 16, 32, LONGEST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, LONGEST_DELAY_SECONDS]
+    kept = tick_until(watched, "failing")
+    assert kept.remark == "ended with status 3: no room"
+    assert kept.num_restarts == 10
+
+
+def test_once_it_has_lived_long_the_count_begins_anew(watch, clock):
+    watched = watch("sleep 60")
+    for _ in range(5):
+        tick_until(watched, "up")
+        clock.now += STEADY_SECONDS + 1
+        watched._signal(signal.SIGKILL)
+        tick_until(watched, "restarting")
+        clock.now += 1
+
+
+def test_a_step_is_done_with_status_0_and_not_started_again(watch, clock):
+    watched = watch("exit 0", is_step=True)
+    assert tick_until(watched, "done").remark == ""
+    clock.now += 1000
+    watched.tick(may_start=True)
+    assert (watched.condition, watched.kept().pid) == ("done", None)
+
+
+def test_a_step_that_fails_is_tried_again(watch, clock, tmp_path):
+    watched = watch(f"test -e {tmp_path}/there || exit 1", is_step=True)
+    tick_until(watched, "restarting")
+    (tmp_path / "there").touch()
+    clock.now += 1
+    tick_until(watched, "done")
+
+
+def test_a_program_that_is_not_there_is_said_and_tried_again(tmp_path, clock):
+    watched = Watched(Process("one", (str(tmp_path / "missing"),)), tmp_path / "one.log", clock)
+    watched.tick(may_start=True)
+    assert watched.condition == "restarting"
+    assert "missing" in watched.kept().remark
+
+
+def test_a_log_is_bounded_while_its_process_writes_on(watch, tmp_path):
+    script = f"head -c {MAX_LOG_BYTES + 1} /dev/zero; echo before; read line < {tmp_path}/pipe; echo after"
+    log = tmp_path / "one.log"
+    os.mkfifo(tmp_path / "pipe")
+    watched = watch(script)
+    watched.tick(may_start=True)
+    deadline = time.monotonic() + 5
+    while not (log.exists() and log.stat().st_size > MAX_LOG_BYTES + 6):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    watched.bound_log()
+    assert log.stat().st_size == 0
+    assert (tmp_path / "one.log.1").read_bytes().endswith(b"before\n")
+    (tmp_path / "pipe").write_text("go\n")
+    while not log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert log.read_text() == "after\n"

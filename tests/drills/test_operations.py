@@ -1,0 +1,238 @@
+"""Nights, approvals, the GPU pool and what kills them: real runs of the deployments of prefect.yaml by real workers."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+
+from potstill.inbox import Inbox
+from potstill.promotions import promotions, read_aliases
+from tests.line_on_server import Line, running_line
+from tests.prefect_server import AUTH
+
+pytestmark = pytest.mark.drill
+
+NIGHTLY, BY_HAND = "redistill/demo", "distill-student/demo"
+PROMPTS = 520
+
+
+class Scene(NamedTuple):
+    line: Line
+    teacher: str
+    recipe: Callable[..., dict[str, Any]]
+    log: list[bytes]
+
+    def requests(self) -> int:
+        return httpx.get(f"{self.teacher}/replay/stats").json()["requests"]
+
+    def land(self, name: str, start: int, stop: int) -> None:
+        with Inbox(self.line.home, name) as inbox:
+            assert inbox.land(f"msg-{start}-{stop}", "0" * 64, self.log[start:stop]).num_prompts == stop - start
+
+    def champion(self, name: str) -> str | None:
+        return read_aliases(self.line.home / "releases" / name).champion
+
+
+@pytest.fixture(scope="module")
+def scene(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_tickets: Callable[..., Any],
+    replay_teacher: Callable[..., AbstractContextManager[str]],
+    tiny_recipe: Callable[..., dict[str, Any]],
+    tiny_base: Path,
+) -> Iterator[Scene]:
+    place = tmp_path_factory.mktemp("line")
+    tickets = write_tickets(place / "log", PROMPTS)
+    log = tickets.log.read_bytes().splitlines(keepends=True)
+    (place / "400.jsonl").write_bytes(b"".join(log[:400]))
+    roots = f"{place}:{tiny_base}"
+    with replay_teacher(tickets.answers) as teacher, running_line(place, POTSTILL_DATA_ROOTS=roots) as line:
+
+        def recipe(name: str, **sections: dict[str, Any]) -> dict[str, Any]:
+            given = tiny_recipe(place / "400.jsonl", teacher)
+            for section, values in sections.items():
+                given[section] = given.get(section, {}) | values
+            return given | {"name": name}
+
+        yield Scene(line, teacher, recipe, log)
+
+
+def test_nights_are_skipped_then_real_then_incremental_and_missed_ones_are_made_up_for_once(scene: Scene) -> None:
+    line, before = scene.line, scene.requests()
+    recipe = scene.recipe("nights", curation={"inputs": ["inbox"]}, inbox={"min_new_prompts": 50})
+    empty = line.run(NIGHTLY, recipe)
+    assert (empty["name"], empty["message"][:26]) == ("Skipped", "0 new prompts of 0 and no ")
+
+    scene.land("nights", 0, 400)
+    first = line.run(NIGHTLY, recipe)
+    assert first["name"] == "Completed", first["message"]
+    assert (scene.requests() - before, scene.champion("nights") is not None) == (400, True)
+
+    scene.land("nights", 400, 430)
+    few = line.run(NIGHTLY, recipe)
+    assert (few["name"], few["message"].split(" since")[0]) == ("Skipped", "30 new prompts of 430")
+
+    scene.land("nights", 430, 470)
+    run = line.start(NIGHTLY, recipe)
+    second = line.wait_for_end(run)
+    assert second["name"] in {"Completed", "GateRejected"}, second["message"]
+    assert scene.requests() - before == 470, "only what is new is paid for"
+    arms = {row["arm"] for row in json.loads(line.reports(run)["evaluation"])}
+    assert arms == {"teacher", "base", "candidate", "champion"}, "the champion answers too"
+
+    nights_ago = [datetime.now(UTC) - timedelta(days=days) for days in (3, 2, 1)]
+    missed = [
+        line.start(NIGHTLY, recipe, state={"type": "SCHEDULED", "state_details": {"scheduled_time": str(night)}})
+        for night in nights_ago
+    ]
+    assert [line.wait_for_end(run)["name"] for run in missed] == ["Skipped"] * 3
+    assert scene.requests() - before == 470
+
+
+def test_a_student_waits_for_approval_with_no_process_and_is_released_with_who_and_why(scene: Scene) -> None:
+    line = scene.line
+    own = line.place / "approved.jsonl"
+    own.write_bytes(b"".join(scene.log[:400]))
+    recipe = scene.recipe(
+        "approved", curation={"inputs": [str(own)]}, gate={"approval": "ask"}, compute={"train": "pool"}
+    )
+    run = line.start(BY_HAND, recipe)
+    line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
+    assert [child["state_name"] for child in line.children(run)] == ["Completed"] * len(line.children(run))
+    assert "Passed" in line.reports(run)["summary"]
+    assert scene.champion("approved") is None
+    paid = scene.requests()
+    with own.open("ab") as log:
+        log.writelines(scene.log[400:450])
+    refused = _resume(line, run, {"verdict": "maybe", "approver": "Jo", "reason": "hm"})
+    assert refused["status"] != "ACCEPT"
+    assert line.server.state(run["id"])["type"] == "PAUSED"
+    _resume(line, run, {"verdict": "approve", "approver": "Jo Bloggs", "reason": "read 20 answers"})
+    ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "CRASHED"})
+    assert ended["name"] == "Completed", ended["message"]
+    assert scene.requests() == paid, "it went on with the prompts that were approved"
+    [promotion] = promotions(line.home / "releases" / "approved")
+    assert promotion.approval is not None
+    assert (promotion.approval.approver, promotion.approval.reason) == ("Jo Bloggs", "read 20 answers")
+
+
+def test_a_student_that_is_rejected_or_forgotten_is_not_released(scene: Scene) -> None:
+    line = scene.line
+    run = line.start(BY_HAND, scene.recipe("refused", gate={"approval": "ask"}))
+    line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
+    _resume(line, run, {"verdict": "reject", "approver": "Jo", "reason": "not this week"})
+    ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "CRASHED"})
+    assert ended["name"] == "NotApproved", ended["message"]
+    assert "Jo said no (not this week)" in ended["message"]
+
+    run = line.start(BY_HAND, scene.recipe("forgotten", gate={"approval": "ask", "approval_hours": 0.002}))
+    line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
+    ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "CRASHED"})
+    assert ended["name"] == "Failed"
+    assert "never resumed" in ended["message"]
+    assert [scene.champion(name) for name in ("refused", "forgotten")] == [None, None]
+
+
+def test_a_cancelled_run_cancels_its_training_and_a_cancelled_training_its_run(scene: Scene) -> None:
+    line = scene.line
+    recipe = scene.recipe("stopped", training={"epochs": 400, "seed": 1}, compute={"train": "pool"})
+    run, child, trainer = _training(line, recipe)
+    asked = time.monotonic()
+    line.cancel(run)
+    assert line.wait_for_end(run, 60)["type"] == "CANCELLED"
+    assert line.wait_for_end(child, 60)["type"] == "CANCELLED"
+    gone = _seconds_until(lambda: not trainer.is_running())
+    stopped = time.monotonic() - asked
+    assert stopped < 45, f"the training ended {stopped:.0f} s after the cancellation"
+    assert list((line.home / "runs" / "train").glob("*/checkpoints/checkpoint-*")), "it saved where it was"
+
+    run, child, trainer = _training(line, recipe)
+    asked = time.monotonic()
+    line.cancel(child)
+    assert line.wait_for_end(child, 60)["type"] == "CANCELLED"
+    assert line.wait_for_end(run, 60)["type"] == "CANCELLED"
+    print(
+        f"\ncancelled: training gone after {stopped:.1f} s ({gone:.1f} after its run); by its child {time.monotonic() - asked:.1f} s"
+    )
+
+
+def test_a_killed_training_is_gone_on_with_and_a_killed_worker_does_not_stop_it(scene: Scene) -> None:
+    line = scene.line
+    recipe = scene.recipe("killed", training={"epochs": 60, "seed": 2}, compute={"train": "pool"})
+    run, child, _ = _training(line, recipe)
+    line.workers["gpu"].send_signal(signal.SIGKILL)
+    line.process_of(child).send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    line.start_worker("gpu")
+    assert line.wait_for_end(child, 150)["type"] == "CRASHED"
+    crashed = time.monotonic() - killed
+    assert crashed < 120, "by the zombie automation"
+    again = line.wait_for_state(run, lambda _: len(line.children(run)) > 1, 60)
+    assert again["type"] == "RUNNING"
+    second = line.children(run)[1]
+    line.wait_for_state(second, lambda state: state["type"] == "RUNNING", 120)
+    freed = time.monotonic() - killed
+    line.workers["gpu"].send_signal(signal.SIGKILL)
+    assert line.wait_for_end(second)["type"] == "COMPLETED", "what a dead worker left behind goes on"
+    line.start_worker("gpu")
+    ended = line.wait_for_end(run)
+    assert ended["name"] == "Completed", ended["message"]
+    print(f"\nworker and child killed: Crashed after {crashed:.0f} s, the next child ran after {freed:.0f} s")
+
+
+def test_a_training_that_fails_fails_its_run_with_the_reason(scene: Scene) -> None:
+    recipe = scene.recipe("failing", training={"max_length": 16, "seed": 3}, compute={"train": "pool"})
+    run = scene.line.start(BY_HAND, recipe)
+    ended = scene.line.wait_for_end(run)
+    assert ended["name"] == "Failed"
+    assert "failing sft: Failed" in ended["message"]
+    assert len(scene.line.children(run)) == 1, "its own tasks have retried"
+
+
+def test_two_runs_of_one_recipe_at_once_pay_once(scene: Scene) -> None:
+    line, before = scene.line, scene.requests()
+    recipe = scene.recipe("twice", teacher={"max_tokens": 17})
+    runs = [line.start(BY_HAND, recipe), line.start(NIGHTLY, recipe)]
+    ended = [line.wait_for_end(run) for run in runs]
+    assert [state["type"] for state in ended] == ["COMPLETED"] * 2, [state["message"] for state in ended]
+    assert scene.requests() - before == 400
+    assert len(promotions(line.home / "releases" / "twice")) == 1
+
+
+def _training(line: Line, recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], psutil.Process]:
+    """A run whose child trains just now, and the process that trains."""
+    run = line.start(BY_HAND, recipe)
+    line.wait_for_state(run, lambda _: bool(line.children(run)))
+    [child, *_] = line.children(run)
+    flow = line.process_of(child)
+    folder = line.home / "runs" / "train"
+    seen = _lines(folder)
+    _seconds_until(lambda: _lines(folder) > seen)
+    trainers = [one for one in flow.children(recursive=True) if "potstill.training.run" in " ".join(one.cmdline())]
+    return run, child, trainers[-1]
+
+
+def _lines(folder: Path) -> int:
+    return sum(len(path.read_bytes().splitlines()) for path in folder.glob("*/progress.jsonl"))
+
+
+def _resume(line: Line, run: dict[str, Any], word: dict[str, Any]) -> dict[str, Any]:
+    """As the form on the run's page does. A refused input is an answer 200 with another status."""
+    url = f"{line.server.url}/flow_runs/{run['id']}/resume"
+    return httpx.post(url, json={"run_input": word}, auth=AUTH, timeout=30).json()
+
+
+def _seconds_until(look: Callable[[], bool], seconds: float = 240) -> float:
+    started = time.monotonic()
+    while not look():
+        assert time.monotonic() - started < seconds, "nothing happened"
+        time.sleep(0.2)
+    return time.monotonic() - started

@@ -1,0 +1,296 @@
+"""What the receiver tells Prefect, and when: a local server stands for Prefect, and may be away."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.inbox import Inbox, seal
+from potstill.inbox.starts import decide_start, is_due, last_start, note_start, pending_start
+from potstill.prefect_api import PrefectApi
+from potstill.recipe import Inbox as Debounce
+from potstill.webhook import starter
+from potstill.webhook.starter import Starter, Watch
+from tests.scripted_server import ScriptedHandler, ScriptedServer
+
+DEBOUNCE = Debounce(min_new_prompts=3, min_interval_seconds=100)
+EAGER = Debounce(min_new_prompts=1, min_interval_seconds=0)
+
+
+class FakePrefect(ScriptedServer):
+    """Remembers runs by their idempotency key, as Prefect does, and every event by its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_away = False
+        self.is_another = False
+        self.loses_answers = False
+        self.has_deployment = True
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.events: dict[str, dict[str, Any]] = {}
+        self.num_requests = 0
+
+    @property
+    def api(self) -> PrefectApi:
+        return PrefectApi(f"{self.origin}/api")
+
+    def reply(self, path: str, content: Any) -> tuple[int, Any]:
+        self.num_requests += 1
+        if self.is_away:
+            return 503, {}
+        match path.removeprefix("/api").strip("/").split("/"):
+            case ["deployments", "filter"]:
+                assert content == {
+                    "deployments": {"name": {"any_": ["demo"]}},
+                    "flows": {"name": {"any_": ["redistill"]}},
+                }
+                return 200, [{"id": "d1"}] if self.has_deployment else []
+            case ["deployments", "d1", "create_flow_run"]:
+                key = content["idempotency_key"]
+                new = {"id": f"run-{len(self.runs)}", "state_type": "SCHEDULED", "body": content}
+                run = self.runs.setdefault(key, new)
+                return (500, {}) if self.loses_answers else (201, run)
+            case ["flow_runs", "filter"]:
+                return 200, [run for run in self.runs.values() if run["id"] in content["flow_runs"]["id"]["any_"]]
+            case ["events"]:
+                self.events |= {event["id"]: event for event in content}
+                return 204, None
+        raise AssertionError(path)
+
+
+class _Handler(ScriptedHandler[FakePrefect]):
+    def serve(self) -> None:
+        body = self.read_body()
+        status, content = self.teacher.reply(self.path, json.loads(body) if body else None)
+        if self.teacher.is_another:
+            content = None
+        answer = (b"<html>" if self.teacher.is_another else b"") if content is None else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+
+FakePrefect.handler = _Handler
+
+
+@pytest.fixture
+def prefect() -> Iterator[FakePrefect]:
+    with FakePrefect() as prefect:
+        yield prefect
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Iterator[Inbox]:
+    with Inbox(tmp_path, "demo") as inbox:
+        yield inbox
+
+
+def land(inbox: Inbox, *names: object) -> None:
+    for name in names:
+        assert inbox.land(str(name), "b", [b'{"messages": []}']).outcome == "landed"
+
+
+def watch(inbox: Inbox, prefect: FakePrefect, debounce: Debounce = DEBOUNCE) -> Watch:
+    return Watch(inbox, debounce, lambda: prefect.api)
+
+
+class TestDebounce:
+    def test_below_the_threshold_no_run_starts(self, inbox) -> None:
+        land(inbox, 1, 2)
+        assert not is_due(inbox, DEBOUNCE)
+        land(inbox, 3)
+        assert is_due(inbox, DEBOUNCE)
+
+    def test_within_the_interval_of_the_last_no_run_starts_also_after_a_restart(self, inbox, tmp_path) -> None:
+        land(inbox, 1, 2, 3)
+        start = decide_start(inbox, DEBOUNCE, now=1000)
+        note_start(inbox, start.key, "run", now=1005)
+        land(inbox, 4)
+        with Inbox(tmp_path, "demo") as restarted:
+            assert [is_due(restarted, DEBOUNCE, now=now) for now in (1005, 1104.9, 1105)] == [False, False, True]
+            assert not is_due(restarted, DEBOUNCE, now=990), "a clock that was set back a little"
+            assert is_due(restarted, DEBOUNCE, now=5), "a clock that was set back far holds nobody for ever"
+
+    def test_of_two_receivers_on_one_inbox_one_decides(self, inbox, tmp_path) -> None:
+        land(inbox, 1, 2, 3)
+        with Inbox(tmp_path, "demo") as other:
+            assert decide_start(inbox, DEBOUNCE) is not None
+            land(inbox, 4)
+            assert decide_start(other, DEBOUNCE) is None
+
+    def test_what_was_sealed_waits_no_more(self, inbox, tmp_path) -> None:
+        land(inbox, 1, 2, 3)
+        seal(tmp_path, "demo")
+        assert not is_due(inbox, DEBOUNCE)
+
+    def test_the_key_is_of_the_deliveries_that_wait(self, inbox, tmp_path) -> None:
+        land(inbox, 1, 2, 3)
+        first = decide_start(inbox, EAGER)
+        assert first.num_prompts == 3
+        assert decide_start(inbox, EAGER) is None, "the same deliveries"
+        land(inbox, 4)
+        assert decide_start(inbox, EAGER).key != first.key
+        with Inbox(tmp_path, "other") as other:
+            land(other, 1, 2, 3)
+            assert decide_start(other, EAGER).key != first.key
+
+
+class TestStarting:
+    def test_a_run_of_the_recipes_deployment_starts_once(self, inbox, prefect) -> None:
+        watching = watch(inbox, prefect)
+        land(inbox, 1, 2)
+        watching.look()
+        assert prefect.runs == {}
+        land(inbox, 3)
+        for _ in range(3):
+            watching.look()
+        [run] = prefect.runs.values()
+        assert run["body"].keys() == {"idempotency_key", "tags"}
+        assert last_start(inbox).run_id == run["id"]
+
+    def test_a_crash_between_starting_and_noting_it_starts_no_second_run(self, inbox, prefect, tmp_path) -> None:
+        land(inbox, 1, 2, 3)
+        prefect.loses_answers = True
+        watch(inbox, prefect).look()
+        assert len(prefect.runs) == 1
+        assert pending_start(inbox) is not None
+        prefect.loses_answers = False
+        land(inbox, 4, 5, 6)  # meanwhile more has landed
+        with Inbox(tmp_path, "demo") as restarted:
+            watch(restarted, prefect).look()
+            assert len(prefect.runs) == 1
+            assert pending_start(restarted) is None
+
+    def test_while_the_last_run_has_not_begun_no_other_starts(self, inbox, prefect, tmp_path) -> None:
+        watching = watch(inbox, prefect, EAGER)
+        for number in range(3):
+            land(inbox, number)
+            watching.look()
+        [run] = prefect.runs.values()
+        run["state_type"] = "RUNNING"
+        watching.look()
+        assert len(prefect.runs) == 2, "it may have sealed before the others landed"
+        seal(tmp_path, "demo")
+        for run in prefect.runs.values():
+            run["state_type"] = "COMPLETED"
+        watching.look()
+        assert len(prefect.runs) == 2, "nothing waits"
+
+    def test_a_run_that_somebody_deleted_holds_nobody(self, inbox, prefect) -> None:
+        watching = watch(inbox, prefect, EAGER)
+        land(inbox, 1)
+        watching.look()
+        first = dict(prefect.runs)
+        prefect.runs.clear()
+        watching.look()
+        assert prefect.runs == {}, "the same deliveries start no second run"
+        land(inbox, 2)
+        watching.look()
+        assert prefect.runs.keys().isdisjoint(first)
+
+
+class TestAway:
+    def test_prompts_stay_and_the_run_starts_when_it_is_back_said_once(
+        self, inbox, prefect, monkeypatch, caplog
+    ) -> None:
+        monkeypatch.setattr(starter, "FIRST_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr(starter, "LONGEST_PAUSE_SECONDS", 0.05)
+        caplog.set_level("INFO", "potstill")
+        prefect.is_away = True
+        watching = watch(inbox, prefect)
+        land(inbox, 1, 2, 3)
+        for _ in range(40):
+            watching.look()
+            time.sleep(0.005)
+        assert 3 <= prefect.num_requests <= 20, "later and later"
+        prefect.is_away = False
+        time.sleep(0.06)
+        watching.look()
+        assert len(prefect.runs) == 1
+        assert [(record.levelname, record.message.partition(":")[2][:18]) for record in caplog.records] == [
+            ("WARNING", " prompts are kept,"),
+            ("INFO", " started run run-0"),
+            ("INFO", " goes on"),
+        ]
+
+    def test_a_deployment_that_is_missing_is_said_with_the_remedy(self, inbox, prefect, caplog) -> None:
+        prefect.has_deployment = False
+        land(inbox, 1, 2, 3)
+        watch(inbox, prefect).look()
+        assert len(prefect.events) == 1, "other automations are told all the same"
+        assert "no deployment redistill/demo at" in caplog.text
+        assert "run `prefect deploy --all`" in caplog.text
+        prefect.has_deployment = True
+        watch(inbox, prefect).look()
+        assert len(prefect.runs) == 1
+
+    def test_what_is_not_prefect_stops_no_loop(self, inbox, prefect, caplog) -> None:
+        land(inbox, 1, 2, 3)
+        Watch(inbox, DEBOUNCE, lambda: PrefectApi("http://[")).look()
+        assert "does not answer" in caplog.text
+        caplog.clear()
+        prefect.is_another = True
+        watch(inbox, prefect).look()
+        assert "does not answer as Prefect does to POST /deployments/filter" in caplog.text
+
+
+class TestEvents:
+    def test_each_delivery_is_told_of_once_with_counts_only(self, inbox, prefect, tmp_path) -> None:
+        land(inbox, 1, 2)
+        watch(inbox, prefect).look()
+        watch(inbox, prefect).look()
+        [event] = prefect.events.values()
+        assert event["event"] == "potstill.prompts.landed"
+        assert event["resource"] == {"prefect.resource.id": "potstill.inbox.demo", "prefect.resource.name": "demo"}
+        assert event["payload"] == {"recipe": "demo", "deliveries": 2, "prompts": 2, "waiting": 2}
+        land(inbox, 3)
+        seal(tmp_path, "demo")
+        watch(inbox, prefect).look()
+        assert [event["payload"]["prompts"] for event in prefect.events.values()] == [2, 1]
+
+    def test_one_that_is_sent_again_has_the_same_id(self, inbox, prefect, monkeypatch) -> None:
+        land(inbox, 1)
+        monkeypatch.setattr(starter, "note_announced", lambda *_: None)  # a crash before it was noted
+        for _ in range(2):
+            watch(inbox, prefect).look()
+        assert len(prefect.events) == 1
+
+
+@contextmanager
+def running(found: Starter) -> Iterator[None]:
+    found.start()
+    try:
+        yield
+    finally:
+        found.stop()
+
+
+def test_the_starter_looks_by_itself_and_a_call_that_hangs_does_not_hold_its_end(inbox, prefect, monkeypatch) -> None:
+    monkeypatch.setattr(starter, "JOIN_SECONDS", 0.3)
+    land(inbox, 1, 2, 3)
+    with running(Starter({"demo": (inbox, DEBOUNCE)}, lambda: prefect.api, 0.01)):
+        deadline = time.monotonic() + 5
+        while not prefect.events and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(prefect.runs) == 1
+
+    hanging, ended = threading.Event(), threading.Event()
+
+    def hang() -> PrefectApi:
+        hanging.set()
+        ended.wait(10)
+        return prefect.api
+
+    land(inbox, 4, 5, 6)
+    began = 0.0
+    with running(Starter({"demo": (inbox, DEBOUNCE)}, hang, 0.01)):
+        assert hanging.wait(5)
+        began = time.monotonic()
+    assert time.monotonic() - began < 1
+    ended.set()
