@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import psutil
@@ -16,62 +16,27 @@ import pytest
 import yaml
 from standardwebhooks import Webhook
 
-from potstill.inbox import Inbox
-from potstill.promotions import promotions, read_aliases
-from tests.line_on_server import Line, running_line
+from potstill.promotions import promotions
+from tests.drills.conftest import Scene
+from tests.line_on_server import Line
 from tests.prefect_server import AUTH, free_port, running, wait_for
 
 pytestmark = pytest.mark.drill
 
 SECRET = "whsec_" + "A" * 32
 NIGHTLY, BY_HAND = "redistill/demo", "distill-student/demo"
-PROMPTS = 520
-
-
-class Scene(NamedTuple):
-    line: Line
-    teacher: str
-    recipe: Callable[..., dict[str, Any]]
-    log: list[bytes]
-
-    def requests(self) -> int:
-        return httpx.get(f"{self.teacher}/replay/stats").json()["requests"]
-
-    def land(self, name: str, start: int, stop: int) -> None:
-        with Inbox(self.line.home, name) as inbox:
-            assert inbox.land(f"msg-{start}-{stop}", "0" * 64, self.log[start:stop]).num_prompts == stop - start
-
-    def champion(self, name: str) -> str | None:
-        return read_aliases(self.line.home / "releases" / name).champion
 
 
 @pytest.fixture(scope="module")
-def scene(
-    tmp_path_factory: pytest.TempPathFactory,
-    write_tickets: Callable[..., Any],
-    replay_teacher: Callable[..., AbstractContextManager[str]],
-    tiny_recipe: Callable[..., dict[str, Any]],
-    tiny_base: Path,
-) -> Iterator[Scene]:
-    place = tmp_path_factory.mktemp("line")
-    tickets = write_tickets(place / "log", PROMPTS)
-    log = tickets.log.read_bytes().splitlines(keepends=True)
-    (place / "400.jsonl").write_bytes(b"".join(log[:400]))
-    roots = f"{place}:{tiny_base}"
-    with replay_teacher(tickets.answers) as teacher, running_line(place, POTSTILL_DATA_ROOTS=roots) as line:
-
-        def recipe(name: str, **sections: dict[str, Any]) -> dict[str, Any]:
-            given = tiny_recipe(place / "400.jsonl", teacher)
-            for section, values in sections.items():
-                given[section] = given.get(section, {}) | values
-            return given | {"name": name}
-
-        yield Scene(line, teacher, recipe, log)
+def scene(stage: Callable[..., AbstractContextManager[Scene]]) -> Iterator[Scene]:
+    with stage() as scene:
+        yield scene
 
 
 def test_nights_are_skipped_then_real_then_incremental_and_missed_ones_are_made_up_for_once(scene: Scene) -> None:
     line, before = scene.line, scene.requests()
-    recipe = scene.recipe("nights", curation={"inputs": ["inbox"]}, inbox={"min_new_prompts": 50})
+    given = {"curation": {"inputs": ["inbox"]}, "inbox": {"min_new_prompts": 50}, "teacher": {"max_tokens": 18}}
+    recipe = scene.recipe("nights", **given)
     empty = line.run(NIGHTLY, recipe)
     assert (empty["name"], empty["message"][:26]) == ("Skipped", "0 new prompts of 0 and no ")
 
