@@ -20,7 +20,7 @@ from potstill.artifacts import open_store
 from potstill.cli import main
 from potstill.evaluation.report import read_arms
 from potstill.promotions import promotions
-from potstill.recipe import Dpo, Gate, Recipe, Student
+from potstill.recipe import Compute, Dpo, Gate, Recipe, Student
 from potstill.release import aliases, releases
 from potstill.report.run_report import RunSummary
 from potstill.run_record import find_record
@@ -144,6 +144,15 @@ def test_a_run_by_hand_that_awaits_approval_is_released_by_the_command(
         main(["approve", "asked", "--by", "Jo", "--reason", "again"])
     assert ended.value.code == 1
     assert "its latest run awaits no approval: Passed:" in capsys.readouterr().err
+
+
+def test_a_pool_that_is_not_deployed_is_said_before_anything_is_paid_for(distilled: Distilled) -> None:
+    teacher = distilled.recipe.teacher.model_copy(update={"max_tokens": 17})
+    recipe = distilled.recipe.model_copy(update={"compute": Compute(train="pool"), "teacher": teacher})
+    state = run(recipe)
+    assert state.name == "Failed"
+    assert "this Prefect server has no deployment train-student/gpu: deploy it" in (state.message or "")
+    assert distilled.requests() == 400
 
 
 def test_a_deleted_artefact_and_only_what_hangs_on_it_is_made_again(distilled: Distilled) -> None:

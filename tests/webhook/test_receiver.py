@@ -328,7 +328,7 @@ def test_a_sender_that_goes_away_leaves_nothing(sender) -> None:
 
 @pytest.mark.flow
 def test_the_examples_of_the_docs_send(sender, monkeypatch, capsys) -> None:
-    page = (Path(__file__).parents[2] / "docs/webhook.md").read_text().replace("http://127.0.0.1:8787", sender.url)
+    page = (Path(__file__).parents[2] / "docs/webhook.md").read_text().replace("http://127.0.0.1:8380", sender.url)
     python = page.partition("```python\n")[2].partition("```")[0]
     exec(compile(python, "docs/webhook.md", "exec"), {"SECRET": SECRETS[0]})
     assert json.loads(capsys.readouterr().out) == {"accepted": 1, "rejected": 0, "errors": []}
