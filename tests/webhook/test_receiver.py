@@ -9,6 +9,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,7 +37,10 @@ def logged(text: object) -> dict:
 
 def landed(home: Path) -> list[str]:
     return [
-        read.prompt.messages[0]["content"] for path in seal(home, "demo") for read in read_lines(path) if read.prompt
+        read.prompt.messages[0]["content"]
+        for path in seal(home, "demo")
+        for read in read_lines(BytesIO(path.read_bytes()))
+        if read.prompt
     ]
 
 
