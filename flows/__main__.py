@@ -20,7 +20,7 @@ from potstill.keeper import start_keeper
 from potstill.recipe_file import load_recipe
 from potstill.report.run_report import RunSummary
 from potstill.report.terminal import show_run
-from tasks.logs import without_tracebacks
+from tasks.logs import quiet_logs
 from tasks.server import start_server
 
 
@@ -54,5 +54,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor as by Ctrl-C
     debug = os.environ.get(DEBUG_VARIABLE) == "1"
     if not debug:
-        without_tracebacks()
+        quiet_logs()
     sys.exit(exit_code_of(main, debug=debug))

@@ -2,10 +2,10 @@
 
 import glob
 from datetime import datetime
-from pathlib import Path
 
 from potstill.artifacts import ArtifactRef, ArtifactStore
 from potstill.errors import ArtifactMissingError, DataError
+from potstill.home import potstill_home
 from potstill.inbox import seal
 from potstill.recipe import INBOX, Recipe
 from potstill.records import Row
@@ -33,7 +33,7 @@ class News(Row):
         )
 
 
-def take_in(recipe: Recipe, home: Path) -> Recipe:
+def take_in(recipe: Recipe) -> Recipe:
     """The recipe with what lies in its inbox now in place of the entry `inbox` of its inputs, if it has that.
 
     The files are sealed: they never change, so a run that goes on later reads the same.
@@ -41,7 +41,7 @@ def take_in(recipe: Recipe, home: Path) -> Recipe:
     given = recipe.curation.inputs
     if INBOX not in given:
         return recipe
-    landed = tuple(glob.escape(str(path)) for path in seal(home, recipe.name))
+    landed = tuple(glob.escape(str(path)) for path in seal(potstill_home(), recipe.name))
     inputs = tuple(name for name in given if name != INBOX) + landed
     return recipe.model_copy(update={"curation": recipe.curation.model_copy(update={"inputs": inputs})})
 

@@ -36,7 +36,7 @@ class RunRecord(Row):
 
     @property
     def awaits_approval(self) -> bool:
-        """Whether a student that passed would have to be approved, and nobody has said a word yet."""
+        """Whether a student, should it have passed, would have to be approved, and nobody has said a word yet."""
         return self.recipe.gate.approval == "ask" and self.approval is None
 
     def directory(self, home: Path) -> Path:

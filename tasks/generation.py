@@ -9,11 +9,9 @@ from potstill.recipe import Recipe
 from potstill.records import Split
 from potstill.student.base import resolve_base
 from tasks.caching import mirror
-from tasks.gpu_pool import run_on_gpu
+from tasks.gpu_pool import EVALUATE, run_on_gpu
 from tasks.policies import OF_A_CHILD
 from tasks.progress import watch
-
-DEPLOYMENT = "evaluate-student/gpu"
 
 
 def _arm_key(recipe: Recipe, prompts: ArtifactRef, arm: Arm, split: Split, limit: int | None) -> StageKey:
@@ -31,7 +29,7 @@ def generate_arm(
     if recipe.compute.train == "pool":
         key = _arm_key(recipe, prompts, arm, split, limit)
         given = {"prompts": prompts, "arm": arm, "split": split, "limit": limit}
-        return run_on_gpu(DEPLOYMENT, key, f"{recipe.name} {arm.name} answers", recipe, given)
+        return run_on_gpu(EVALUATE, key, f"{recipe.name} {arm.name} answers", recipe, given)
     who = answerer(arm, recipe, store := open_store())
     return generate.generate(
         prompts,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -13,26 +14,35 @@ from potstill.recipe import Recipe
 from tasks.cancelling import cancel_own_run
 from tasks.child_runs import follow
 
+TRAIN, EVALUATE = "train-student/gpu", "evaluate-student/gpu"
+
+
+def check_gpu_pool() -> None:
+    """Before anything is paid for. Errors: `UsageError` where this server has no deployment for training or generation."""
+    with get_client(sync_client=True) as client:
+        for deployment in (TRAIN, EVALUATE):
+            try:
+                client.read_deployment_by_name(deployment)
+            except ObjectNotFound:
+                raise UsageError(
+                    f"compute.train is pool, but this Prefect server has no deployment {deployment}: deploy it with "
+                    "`prefect deploy --all`, or set it to inline"
+                ) from None
+
 
 def run_on_gpu(deployment: str, key: StageKey, name: str, recipe: Recipe, given: dict[str, Any]) -> ArtifactRef:
     """In a task: what `key` names, made by a run of `deployment` unless the store holds it already.
 
     A run that ends in any way but well ends this one so too; where this one is stopped, the child is cancelled at once.
 
-    Errors: `UsageError` (no such deployment), `ChildRunError` (it failed: no use in trying again), `SubprocessError` (it
-    crashed), `ArtifactMissingError` (it wrote to another store).
+    Errors: `ChildRunError` (it failed: no use in trying again), `SubprocessError` (it crashed), `ArtifactMissingError` (it
+    wrote to another store).
     """
     store = open_store()
     if (found := store.lookup(key)) is not None:
         return found
     parameters = {"recipe": recipe.model_dump(mode="json"), **{what: _plain(value) for what, value in given.items()}}
-    try:
-        child = run_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0, poll_interval=1)
-    except ObjectNotFound:
-        raise UsageError(
-            f"compute.train is pool, but this Prefect server has no deployment {deployment}: `prefect deploy --all`, or "
-            "set it to inline"
-        ) from None
+    child = run_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0)
     assert isinstance(child, FlowRun)
     get_run_logger().info("%s runs on pool %s as %s", name, child.work_pool_name, child.id)
     _raise_unless_done(follow(child), name)

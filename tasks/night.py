@@ -18,7 +18,7 @@ from tasks.curation import curate
 @task(cache_policy=ONCE_A_RUN, result_serializer="json")
 def take_in(recipe: Recipe) -> Recipe:
     """The recipe with the files that its inbox holds now; a run that is resumed keeps to the files that it began with."""
-    return night.take_in(recipe, open_store().root)
+    return night.take_in(recipe)
 
 
 def look_for_news(recipe: Recipe) -> News:

@@ -12,11 +12,9 @@ from potstill.training import launch
 from tasks.assembly import assemble_pairs
 from tasks.caching import mirror
 from tasks.generation import generate_arm
-from tasks.gpu_pool import run_on_gpu
+from tasks.gpu_pool import TRAIN, run_on_gpu
 from tasks.policies import OF_A_CHILD
 from tasks.progress import watch
-
-DEPLOYMENT = "train-student/gpu"
 
 
 def train(recipe: Recipe, prompts: ArtifactRef, dataset: ArtifactRef) -> ArtifactRef:
@@ -40,7 +38,7 @@ def _sft_key(recipe: Recipe, dataset: ArtifactRef) -> StageKey:
 def train_sft(recipe: Recipe, dataset: ArtifactRef) -> ArtifactRef:
     """The SFT adapter. A run that was cut off goes on from its last checkpoint."""
     if recipe.compute.train == "pool":
-        return run_on_gpu(DEPLOYMENT, _sft_key(recipe, dataset), f"{recipe.name} sft", recipe, {"dataset": dataset})
+        return run_on_gpu(TRAIN, _sft_key(recipe, dataset), f"{recipe.name} sft", recipe, {"dataset": dataset})
     base = resolve_base(recipe.student, store := open_store())
     show = watch("training-sft")
     adapter = launch.train_sft(
@@ -59,7 +57,7 @@ def train_dpo(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> Artif
     """The SFT adapter after the DPO rung."""
     if recipe.compute.train == "pool":
         given = {"dataset": pairs, "adapter": adapter}
-        return run_on_gpu(DEPLOYMENT, _dpo_key(recipe, pairs, adapter), f"{recipe.name} dpo", recipe, given)
+        return run_on_gpu(TRAIN, _dpo_key(recipe, pairs, adapter), f"{recipe.name} dpo", recipe, given)
     base = resolve_base(recipe.student, store := open_store())
     show = watch("training-dpo")
     tuned = launch.train_dpo(

@@ -1,6 +1,7 @@
 """prefect.yaml holds the deployments of each recipe, and each can be started; the pools run nothing but them."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
+from prefect.server.schemas.schedules import CronSchedule as Nights
 from prefect.utilities.templating import apply_values
 
 from deployments.recipes import read_recipe
@@ -82,6 +84,17 @@ def test_each_nightly_run_has_a_cron_in_a_named_timezone_and_the_demos_is_off() 
         assert ZoneInfo(schedule["timezone"])
         assert CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
     assert [one["schedules"][0]["active"] for one in nightly if one["name"] == "demo"] == [False]
+
+
+@pytest.mark.parametrize("time_of_day", ["0 2", "30 1", "30 0"])
+@pytest.mark.parametrize("first", [datetime(2026, 10, 20, tzinfo=UTC), datetime(2027, 3, 24, tzinfo=UTC)])
+async def test_each_night_comes_once_also_when_the_clocks_change(time_of_day: str, first: datetime) -> None:
+    """In London, 01:30 comes twice on 2026-10-25 and never on 2027-03-28."""
+    zone = ZoneInfo("Europe/London")
+    nightly = CronSchedule(cron=f"{time_of_day} * * *", timezone=zone.key)
+    dates = await Nights(**nightly.model_dump()).get_dates(n=9, start=first)
+    days = [date.astimezone(zone).date() for date in dates]
+    assert days == [days[0] + timedelta(days=number) for number in range(9)]
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

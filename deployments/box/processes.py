@@ -25,7 +25,7 @@ def processes(box: Box, places: Places, found: Environments, config: str) -> lis
     return [
         Process(
             SERVER,
-            (PYTHON, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(box.server.port)),
+            (PYTHON, "-m", "deployments.box.prefect_server", "--host", HOST, "--port", str(box.server.port)),
             found.server,
             address=f"http://{HOST}:{box.server.port}",
             answers=partial(answers, f"{found.api.url}/health"),

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": ("evaluate:evaluate", "The answers of several arms, scored on the test split."),
     "gate": ("gate:gate", "Whether the candidate may replace the teacher."),
     "release": ("release:release", "A student that passed its gate becomes a version and the champion."),
+    "approve": ("approve:approve", "Release a student that passed and awaits somebody's word."),
     "releases": ("release:releases", "The versions of a recipe, and which of them serves."),
     "rollback": ("release:rollback", "Swap the champion and the version before it."),
     "serve": ("serve:serve", "Serve the released students on an OpenAI-compatible endpoint."),

@@ -37,14 +37,13 @@ def batches(
     import asyncio
 
     from potstill.cli.console import say, show_table
-    from potstill.home import potstill_home
     from potstill.ledger import open_ledger
     from potstill.llm.providers import base_url_of
     from potstill.night import take_in
     from potstill.recipe_file import load_recipe
     from potstill.teacher.plan import recipe_of
 
-    read = take_in(load_recipe(recipe, tuple(overrides or ())), potstill_home())
+    read = take_in(load_recipe(recipe, tuple(overrides or ())))
     ledger = open_ledger()
     orders = ledger.open_orders(read.teacher.provider, base_url_of(read.teacher))
     wanted = [order for order in orders if every or recipe_of(order.month) == read.name]

@@ -27,8 +27,7 @@ def estimate(
     if smoke < 1:
         raise UsageError(f"--smoke {smoke}: at least one prompt must be asked; an interval needs two")
     from potstill.cli.estimating import run_estimate
-    from potstill.home import potstill_home
     from potstill.night import take_in
     from potstill.recipe_file import load_recipe
 
-    return run_estimate(take_in(load_recipe(recipe, tuple(overrides or ())), potstill_home()), smoke, as_json=as_json)
+    return run_estimate(take_in(load_recipe(recipe, tuple(overrides or ()))), smoke, as_json=as_json)

@@ -32,7 +32,7 @@ def run(
     from potstill.recipe_file import load_recipe
 
     given = overrides or []
-    loaded = take_in(load_recipe(recipe, tuple(given)), potstill_home())
+    loaded = take_in(load_recipe(recipe, tuple(given)))
     check(loaded)
     if not yes and is_attended():
         from potstill.cli.confirming import confirm_run

@@ -8,7 +8,7 @@ import orjson
 from potstill.home import potstill_home
 
 
-def webhook(*, config: Path, host: str = "127.0.0.1", port: int = 8787) -> int:
+def webhook(*, config: Path, host: str = "127.0.0.1", port: int = 8380) -> int:
     """Receive new prompts by signed webhooks and start runs for them; prints {"url": …} when it answers.
 
     POTSTILL_WEBHOOK_SECRETS holds the secrets of those who may send.

@@ -91,7 +91,7 @@ def expected_ports() -> list[Port]:
     return [
         prefect if is_here else Port("Prefect", "127.0.0.1", 4200, "/api/health"),
         Port("gateway", "127.0.0.1", 8000, "/health"),
-        Port("webhook", "127.0.0.1", 8787, "/health"),
+        Port("webhook", "127.0.0.1", 8380, "/health"),
     ]
 
 

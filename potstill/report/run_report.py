@@ -61,7 +61,7 @@ class RunSummary(Row):
     """What 1,000 requests cost at the teacher and on the student's machine."""
     release: str | None
     """The version that this student is, where it was released."""
-    approval: Approval | None
+    approval: Approval | None = None
     """Somebody's word, where the recipe asks for it and it has been said."""
     report: str
     """The path of the page."""

@@ -91,6 +91,7 @@ NEEDED = {
     "evaluate": "--prompts x --arm a=b --out o",
     "gate": "x",
     "release": "x --recipe r --decision d",
+    "approve": "x --by me --reason r",
     "releases": "x",
     "rollback": "x",
     "serve": "",

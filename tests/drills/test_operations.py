@@ -2,72 +2,41 @@
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+import yaml
+from standardwebhooks import Webhook
 
-from potstill.inbox import Inbox
-from potstill.promotions import promotions, read_aliases
-from tests.line_on_server import Line, running_line
-from tests.prefect_server import AUTH
+from potstill.promotions import promotions
+from tests.drills.conftest import Scene
+from tests.line_on_server import Line
+from tests.prefect_server import AUTH, free_port, running, wait_for
 
 pytestmark = pytest.mark.drill
 
+SECRET = "whsec_" + "A" * 32
 NIGHTLY, BY_HAND = "redistill/demo", "distill-student/demo"
-PROMPTS = 520
-
-
-class Scene(NamedTuple):
-    line: Line
-    teacher: str
-    recipe: Callable[..., dict[str, Any]]
-    log: list[bytes]
-
-    def requests(self) -> int:
-        return httpx.get(f"{self.teacher}/replay/stats").json()["requests"]
-
-    def land(self, name: str, start: int, stop: int) -> None:
-        with Inbox(self.line.home, name) as inbox:
-            assert inbox.land(f"msg-{start}-{stop}", "0" * 64, self.log[start:stop]).num_prompts == stop - start
-
-    def champion(self, name: str) -> str | None:
-        return read_aliases(self.line.home / "releases" / name).champion
 
 
 @pytest.fixture(scope="module")
-def scene(
-    tmp_path_factory: pytest.TempPathFactory,
-    write_tickets: Callable[..., Any],
-    replay_teacher: Callable[..., AbstractContextManager[str]],
-    tiny_recipe: Callable[..., dict[str, Any]],
-    tiny_base: Path,
-) -> Iterator[Scene]:
-    place = tmp_path_factory.mktemp("line")
-    tickets = write_tickets(place / "log", PROMPTS)
-    log = tickets.log.read_bytes().splitlines(keepends=True)
-    (place / "400.jsonl").write_bytes(b"".join(log[:400]))
-    roots = f"{place}:{tiny_base}"
-    with replay_teacher(tickets.answers) as teacher, running_line(place, POTSTILL_DATA_ROOTS=roots) as line:
-
-        def recipe(name: str, **sections: dict[str, Any]) -> dict[str, Any]:
-            given = tiny_recipe(place / "400.jsonl", teacher)
-            for section, values in sections.items():
-                given[section] = given.get(section, {}) | values
-            return given | {"name": name}
-
-        yield Scene(line, teacher, recipe, log)
+def scene(stage: Callable[..., AbstractContextManager[Scene]]) -> Iterator[Scene]:
+    with stage() as scene:
+        yield scene
 
 
 def test_nights_are_skipped_then_real_then_incremental_and_missed_ones_are_made_up_for_once(scene: Scene) -> None:
     line, before = scene.line, scene.requests()
-    recipe = scene.recipe("nights", curation={"inputs": ["inbox"]}, inbox={"min_new_prompts": 50})
+    given = {"curation": {"inputs": ["inbox"]}, "inbox": {"min_new_prompts": 50}, "teacher": {"max_tokens": 18}}
+    recipe = scene.recipe("nights", **given)
     empty = line.run(NIGHTLY, recipe)
     assert (empty["name"], empty["message"][:26]) == ("Skipped", "0 new prompts of 0 and no ")
 
@@ -207,6 +176,31 @@ def test_two_runs_of_one_recipe_at_once_pay_once(scene: Scene) -> None:
     assert len(promotions(line.home / "releases" / "twice")) == 1
 
 
+def test_a_signed_webhook_ends_in_a_release(scene: Scene) -> None:
+    line = scene.line
+    recipe = scene.recipe("hooked", curation={"inputs": ["inbox"]}, inbox={"min_new_prompts": 300})
+    (line.place / "hooked.yaml").write_text(yaml.safe_dump(recipe))
+    _deploy_as(line, "hooked", recipe)
+    config = line.place / "webhook.yaml"
+    config.write_text(yaml.safe_dump({"recipes": [str(line.place / "hooked.yaml")]}))
+    port = free_port()
+    command = (sys.executable, "-m", "potstill.cli", "webhook", "--config", str(config), "--port", str(port))
+    env = line.server.env | {"POTSTILL_WEBHOOK_SECRETS": SECRET}
+    with running(command, env, line.place / "webhook.log"):
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _answers(url), 60)
+        sent = time.monotonic()
+        codes = [_send(url, f"msg_{start}", b"".join(scene.log[start : start + 200])) for start in (0, 200, 0)]
+        assert codes == [(202, False), (202, False), (202, True)]
+        wait_for(lambda: scene.champion("hooked"), 240)
+        released = time.monotonic() - sent
+    [run] = line.server.find(
+        "flow_runs", flow_runs={"deployment_id": {"any_": [line.deployment("redistill/hooked")["id"]]}}
+    )
+    assert line.wait_for_end(run)["name"] == "Completed"
+    print(f"\nwebhook to release: {released:.0f} s")
+
+
 def _training(line: Line, recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], psutil.Process]:
     """A run whose child trains just now, and the process that trains."""
     run = line.start(BY_HAND, recipe)
@@ -228,6 +222,35 @@ def _resume(line: Line, run: dict[str, Any], word: dict[str, Any]) -> dict[str, 
     """As the form on the run's page does. A refused input is an answer 200 with another status."""
     url = f"{line.server.url}/flow_runs/{run['id']}/resume"
     return httpx.post(url, json={"run_input": word}, auth=AUTH, timeout=30).json()
+
+
+def _deploy_as(line: Line, name: str, recipe: dict[str, Any]) -> None:
+    """The demo's nightly deployment under another name, for another recipe."""
+    demo = line.deployment(NIGHTLY)
+    same = ("flow_id", "entrypoint", "path", "pull_steps", "work_pool_name", "parameter_openapi_schema", "tags")
+    line.server.post(
+        "/deployments/", {key: demo[key] for key in same} | {"name": name, "parameters": {"recipe": recipe}}
+    )
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _send(url: str, message: str, body: bytes) -> tuple[int, bool]:
+    """The status of a signed webhook, and whether it was taken for a repeated one."""
+    at = datetime.now(UTC)
+    headers = {
+        "content-type": "application/x-ndjson",
+        "webhook-id": message,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Webhook(SECRET).sign(message, at, body.decode()),
+    }
+    reply = httpx.post(f"{url}/inbox/hooked", content=body, headers=headers)
+    return reply.status_code, reply.json().get("duplicate", False)
 
 
 def _seconds_until(look: Callable[[], bool], seconds: float = 240) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -314,7 +315,10 @@ def test_every_accepted_prompt_is_kept_once_and_runs_start_as_the_debounce_allow
     assert unheard <= retried, "only an answer that the kill swallowed may be missing"
 
     kept = Counter(
-        read.prompt.messages[0]["content"] for path in seal(home, "tickets") for read in read_lines(path) if read.prompt
+        read.prompt.messages[0]["content"]
+        for path in seal(home, "tickets")
+        for read in read_lines(BytesIO(path.read_bytes()))
+        if read.prompt
     )
     assert kept == Counter(texts_of(unique)), "every accepted prompt, once"
     assert count_landed(home, "tickets") == 0

@@ -1,6 +1,8 @@
 """The parent flow, whole: a tiny student is taught, judged and released; what is done is not done again."""
 
 import html
+import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,12 +12,15 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 
 from flows.distill_student import distill_student
+from flows.redistill import redistill
 from potstill.artifacts import open_store
+from potstill.cli import main
 from potstill.evaluation.report import read_arms
-from potstill.recipe import Dpo, Recipe, Student
+from potstill.promotions import promotions
+from potstill.recipe import Compute, Dpo, Gate, Recipe, Student
 from potstill.release import aliases, releases
 from potstill.report.run_report import RunSummary
 from potstill.run_record import find_record
@@ -102,6 +107,52 @@ def test_the_same_run_again_does_nothing_again(distilled: Distilled) -> None:
     assert distilled.requests() == 400
     assert {path: path.stat().st_mtime_ns for path in before} == made
     assert len(releases(distilled.home, "tickets")) == 1
+
+
+def test_a_night_without_news_since_that_run_is_skipped_with_its_reason(distilled: Distilled) -> None:
+    state = redistill(distilled.recipe, return_state=True)
+    champion = aliases(distilled.home, "tickets").champion
+    assert (state.type, state.name) == (StateType.COMPLETED, "Skipped")
+    said = re.fullmatch(
+        r"0 new prompts of (\d+) since the run of [\d: -]+ UTC, min_new_prompts is 100; (\w+) serves",
+        state.message or "",
+    )
+    assert said, state.message
+    assert (said[1], said[2]) == ("400", champion)
+    assert distilled.requests() == 400
+
+
+def test_a_run_by_hand_that_awaits_approval_is_released_by_the_command(
+    distilled: Distilled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = distilled.recipe.model_copy(update={"name": "asked", "gate": Gate(retention_floor=0.9, approval="ask")})
+    state = run(recipe)
+    assert state.name == "AwaitsApproval"
+    assert "it awaits approval (`potstill approve asked`)" in (state.message or "")
+    assert aliases(distilled.home, "asked").champion is None
+    with pytest.raises(SystemExit) as ended:
+        main(["approve", "asked", "--by", "Jo Bloggs", "--reason", "read 20 answers", "--json"])
+    assert ended.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert aliases(distilled.home, "asked").champion == said["release"]
+    assert "is released, approved by Jo Bloggs" in said["headline"]
+    assert "approved by Jo Bloggs on" in html.unescape(Path(said["report"]).read_text())
+    [promotion] = promotions(distilled.home / "releases" / "asked")
+    assert promotion.approval is not None
+    assert promotion.approval.reason == "read 20 answers"
+    with pytest.raises(SystemExit) as ended:
+        main(["approve", "asked", "--by", "Jo", "--reason", "again"])
+    assert ended.value.code == 1
+    assert "its latest run awaits no approval: Passed:" in capsys.readouterr().err
+
+
+def test_a_pool_that_is_not_deployed_is_said_before_anything_is_paid_for(distilled: Distilled) -> None:
+    teacher = distilled.recipe.teacher.model_copy(update={"max_tokens": 17})
+    recipe = distilled.recipe.model_copy(update={"compute": Compute(train="pool"), "teacher": teacher})
+    state = run(recipe)
+    assert state.name == "Failed"
+    assert "this Prefect server has no deployment train-student/gpu: deploy it" in (state.message or "")
+    assert distilled.requests() == 400
 
 
 def test_a_deleted_artefact_and_only_what_hangs_on_it_is_made_again(distilled: Distilled) -> None:

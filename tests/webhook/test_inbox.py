@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,7 +32,7 @@ def sealed_texts(home: Path, recipe: str = "demo") -> list[str]:
     """Every prompt of every segment, read as curation reads it."""
     found = []
     for path in seal(home, recipe):
-        for read in read_lines(path):
+        for read in read_lines(BytesIO(path.read_bytes())):
             assert read.prompt is not None, read.reason
             found.append(read.prompt.messages[0]["content"])
     return found

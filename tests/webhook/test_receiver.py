@@ -9,6 +9,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,7 +37,10 @@ def logged(text: object) -> dict:
 
 def landed(home: Path) -> list[str]:
     return [
-        read.prompt.messages[0]["content"] for path in seal(home, "demo") for read in read_lines(path) if read.prompt
+        read.prompt.messages[0]["content"]
+        for path in seal(home, "demo")
+        for read in read_lines(BytesIO(path.read_bytes()))
+        if read.prompt
     ]
 
 
@@ -328,7 +332,7 @@ def test_a_sender_that_goes_away_leaves_nothing(sender) -> None:
 
 @pytest.mark.flow
 def test_the_examples_of_the_docs_send(sender, monkeypatch, capsys) -> None:
-    page = (Path(__file__).parents[2] / "docs/webhook.md").read_text().replace("http://127.0.0.1:8787", sender.url)
+    page = (Path(__file__).parents[2] / "docs/webhook.md").read_text().replace("http://127.0.0.1:8380", sender.url)
     python = page.partition("```python\n")[2].partition("```")[0]
     exec(compile(python, "docs/webhook.md", "exec"), {"SECRET": SECRETS[0]})
     assert json.loads(capsys.readouterr().out) == {"accepted": 1, "rejected": 0, "errors": []}

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,7 @@ class TestByWebhook:
                 "errors": [{"line": 1, "reason": "longer than 4,194,304 bytes"}],
             }
             [segment] = seal(sender.home, "demo")
-        assert sum(1 for found in read_lines(segment) if found.prompt) == 50
+        assert sum(1 for found in read_lines(BytesIO(segment.read_bytes())) if found.prompt) == 50
 
 
 @pytest.mark.flow
