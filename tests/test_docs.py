@@ -30,6 +30,7 @@ OWN_CHILDREN_ONLY = {
     "POTSTILL_DEBUG": "what --debug sets",
 }
 """What the code reads and no user sets."""
+MADE_BY_USERS = {"deployments/docker/potstill.env", "potstill/llm/providers/NAME.py"}
 OF_TESTS_ONLY = {"POTSTILL_TESTS_REQUIRE"}
 
 
@@ -72,9 +73,12 @@ def named_in_code(pattern: str) -> dict[str, set[str]]:
     return found
 
 
+def readable(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if path.is_file() and path.suffix != ".pyc"]
+
+
 def variables(paths: list[Path]) -> set[str]:
-    readable = [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
-    return {name for path in readable for name in VARIABLE.findall(path.read_text(encoding="utf-8", errors="ignore"))}
+    return {name for path in readable(paths) for name in VARIABLE.findall(text(path))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -93,10 +97,32 @@ def test_a_link_to_no_file_or_no_heading_is_found(tmp_path: Path, monkeypatch: p
     assert broken_links(page) == ["gone.md", "page.md#no-heading", "page.md#twice-2", "../out.md"]
 
 
+def test_every_page_that_the_code_names_is_there_and_each_alert_has_its_part_of_the_runbook() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {page}#{anchor}"
+        for path in readable(CODE)
+        for page, anchor in re.findall(r"(docs/[\w/-]+\.md)(?:#([a-z][\w-]*))?", path.read_text(encoding="utf-8"))
+        if not (ROOT / page).exists() or (anchor and anchor not in anchors(ROOT / page))
+    ]
+    assert wrong == []
+    alerts = re.findall(r'^    [A-Z]+ = "(\w+)"$', text(ROOT / "deployments" / "alerts" / "config.py"), re.MULTILINE)
+    assert len(alerts) == 6
+    assert set(alerts) <= anchors(ROOT / "docs" / "operations.md")
+
+
 def test_every_command_in_the_pages_is_one_and_each_stands_on_a_page() -> None:
     commands = named_in_code(r"(?:^|(?<!-n)[\s;&/])potstill ([a-z]\w*)")
     assert {name: pages for name, pages in commands.items() if name not in COMMANDS} == {}
     assert set(COMMANDS) - set(commands) == set()
+
+
+def test_every_file_that_the_pages_name_in_code_is_there() -> None:
+    files = named_in_code(
+        r"(?<![\w/.-])((?:tests|potstill|tasks|flows|deployments|bench|docs|examples)/[\w./-]*\w\.\w+)(?![\w*])"
+    )
+    assert {
+        name: pages for name, pages in files.items() if name not in MADE_BY_USERS and not (ROOT / name).exists()
+    } == {}
 
 
 def test_every_target_of_make_in_the_pages_is_one() -> None:
