@@ -22,6 +22,7 @@ from tests.box import ROOT, ClonedBox, cloned_box, eventually, is_alive
 pytestmark = pytest.mark.flow
 
 SLEEPY = "tests/deployments/sleepy.py:sleepy"
+LONG_SECONDS = 300
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -131,18 +132,18 @@ def test_a_night_is_skipped_then_distilled_on_pool_gpu_and_released_once_somebod
         recipe["curation"]["inputs"] = ["inbox"]
         recipe["compute"] = {"train": "pool"}
         parameters = {"recipe": recipe}
-        empty = box.await_run(box.start_run("redistill/demo", parameters=parameters), ENDED)
+        empty = box.await_run(box.start_run("redistill/demo", parameters=parameters), ENDED, LONG_SECONDS)
         assert (empty["name"], empty["message"][:22]) == ("Skipped", "0 new prompts of 0 and")
 
         with Inbox(box.places.home, "tickets") as inbox:
             inbox.land("msg_1", "0" * 64, tickets.log.read_bytes().splitlines(keepends=True))
         run = box.start_run("redistill/demo", parameters=parameters)
-        assert box.await_run(run, ENDED | {"PAUSED"})["name"] == "Suspended"
+        assert box.await_run(run, ENDED | {"PAUSED"}, LONG_SECONDS)["name"] == "Suspended"
         children = box.ask("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}})
         assert {(child["work_pool_name"], child["state_name"]) for child in children} == {("gpu", "Completed")}
         word = {"verdict": "approve", "approver": "Jo Bloggs", "reason": "read 20 answers"}
         box.ask("POST", f"/flow_runs/{run}/resume", {"run_input": word})
-        ended = box.await_run(run, ENDED)
+        ended = box.await_run(run, ENDED, LONG_SECONDS)
         assert ended["name"] == "Completed", ended["message"]
         assert "is released, approved by Jo Bloggs" in ended["message"]
 
