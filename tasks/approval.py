@@ -38,7 +38,7 @@ def ask_approval(run: RunRecord) -> Approval | None:
     if deployment.id is None:
         get_run_logger().warning("%s", shown.headline)
         return None
-    form = Word.with_initial_data(description=f"{shown.describe()}\n\nReport: {shown.link}")
+    form = Word.with_initial_data(description=shown.describe())
     with set_aside():
         word = suspend_flow_run(wait_for_input=form, timeout=round(gate.approval_hours * 3600), key="approval")
     assert isinstance(word, Word)

@@ -48,5 +48,5 @@ def _show(plan: TeachPlan, ledger: Ledger, recipe: Recipe) -> None:
     )
     for _, account, cap in accounts:
         say_budget(recipe.name, account, ledger.account(account).committed_usd, cap)
-    rows = [row.model_dump(mode="json") for row in by_model(ledger.spend(plan.run))]
+    rows = [row.row for row in by_model(ledger.spend(plan.run))]
     create_table_artifact(rows, key="spend", description=f"What this run has paid for. Spent and reserved: {committed}")
