@@ -120,8 +120,8 @@ class ModelSpend(Row):
             "… cached": self.cached_input_tokens,
             "output tokens": self.output_tokens,
             "… reasoning": self.reasoning_tokens,
-            "cost, USD": f"{self.cost_usd:f}",
-            "at most more, USD": f"{self.unknown_usd:f}",
+            "cost, USD": f"{self.cost_usd.normalize():f}",
+            "at most more, USD": f"{self.unknown_usd.normalize():f}",
         }
 
 
