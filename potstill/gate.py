@@ -73,6 +73,11 @@ class GateDecision(Row):
         return f"## {self.verdict.capitalize()}\n\n{listed}\n"
 
     @property
+    def reason(self) -> str:
+        """What was found, in one sentence."""
+        return next((check.detail for check in self.checks), "nothing was compared")
+
+    @property
     def remarks(self) -> list[str]:
         """The reasons that no check has said."""
         said = {check.detail for check in self.checks}

@@ -9,7 +9,7 @@ from potstill.answer_schema import check_schema
 from potstill.fingerprint import fingerprint
 from potstill.kinds import Choice
 from potstill.outbound import check_address, check_headers
-from potstill.recipe_form import AsNumber, arrange, normalise_usd, read_json
+from potstill.recipe_form import AS_JSON_TEXT, AsNumber, arrange, normalise_usd, read_json
 from potstill.records import TaskKind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -100,7 +100,7 @@ class Teacher(Part):
     instructions: str | None = Field(
         default=None, description="Guidance that only the teacher sees; the student never trains on it."
     )
-    response_schema: dict[str, Any] | None = Field(
+    response_schema: Annotated[dict[str, Any] | None, AS_JSON_TEXT] = Field(
         default=None, description="A JSON schema that the answer must follow."
     )
     max_tokens: int = Field(default=1024, ge=1, description="Longest answer, in tokens.")

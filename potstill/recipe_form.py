@@ -10,7 +10,8 @@ from pydantic import BaseModel, PlainSerializer, WithJsonSchema
 USD_SCHEMA = {"type": "number", "minimum": 0, "maximum": 10**6}
 AsNumber = (PlainSerializer(float, when_used="json"), WithJsonSchema(USD_SCHEMA))
 """Money is a number to a form and in JSON: Decimal's own schema, number or string, is drawn as a choice between two boxes."""
-
+AS_JSON_TEXT = WithJsonSchema({})
+"""A form draws a box of JSON for what has no type, and nothing at all for an object without fields that may be null."""
 
 LONGEST_USD_DIGITS = 15
 """So many digits survive the way through a JSON number and back."""

@@ -16,11 +16,15 @@ from potstill.run_record import RunRecord
 from tasks.reporting import report
 from tasks.waiting import set_aside
 
+ASKED = "**Does this student serve from now on?** Read the report first; its answers stand beside the teacher's there."
+
 
 class Word(RunInput):
     """The form on the page of the suspended run."""
 
-    verdict: Literal["approve", "reject"] = Field(description="approve: this student serves from now on.")
+    verdict: Literal["approve", "reject"] = Field(
+        description="approve: this student serves from now on. reject: nothing is released."
+    )
     approver: Said = Field(description="Your name; it goes into the release's lineage.")
     reason: Said = Field(description="Why; it goes into the release's lineage.")
 
@@ -38,7 +42,7 @@ def ask_approval(run: RunRecord) -> Approval | None:
     if deployment.id is None:
         get_run_logger().warning("%s", shown.headline)
         return None
-    form = Word.with_initial_data(description=f"{shown.describe()}\n\nReport: {shown.link}")
+    form = Word.with_initial_data(description=f"{shown.describe()}\n{ASKED}")
     with set_aside():
         word = suspend_flow_run(wait_for_input=form, timeout=round(gate.approval_hours * 3600), key="approval")
     assert isinstance(word, Word)

@@ -23,7 +23,7 @@ def curate(recipe: Recipe) -> ArtifactRef:
     store = open_store()
     prompts = stage.curate(recipe.curation, recipe.task.kind, store, recipe_fingerprint=recipe.fingerprint)
     summary = stage.read_summary(store.path(prompts))
-    create_markdown_artifact(stage.describe(summary), key="curation", description="Where every line of the log went")
+    create_markdown_artifact(stage.describe(summary), key="curation", description=stage.say_kept(summary))
     stage.check_splits(summary)
     if summary.splits["test"] < recipe.gate.min_prompts:
         get_run_logger().warning(

@@ -27,6 +27,7 @@ def score_arms(recipe: Recipe, prompts: ArtifactRef, arms: dict[str, ArtifactRef
     """The score of every arm, with what could not be scored."""
     store = open_store()
     evaluation = report.score_arms(recipe.task, prompts, arms, store)
-    rows = [arm.model_dump(mode="json") for arm in report.read_report(store.path(evaluation)).arms]
-    create_table_artifact(rows, key="evaluation", description="Every arm on the test split")
+    found = report.read_report(store.path(evaluation))
+    said = f"Every arm on the {found.num_prompts} prompts of the test split, by {found.metric}"
+    create_table_artifact([arm.row for arm in found.arms], key="evaluation", description=said)
     return evaluation

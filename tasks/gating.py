@@ -18,7 +18,6 @@ def decide(recipe: Recipe, evaluation: ArtifactRef) -> ArtifactRef:
     """The verdict on the candidate. Rejected and undecided are results, not errors."""
     store = open_store()
     decision = stage.decide(evaluation, recipe.gate, store)
-    create_markdown_artifact(
-        stage.read_decision(store.path(decision)).describe(), key="gate", description="The verdict and its checks"
-    )
+    found = stage.read_decision(store.path(decision))
+    create_markdown_artifact(found.describe(), key="gate", description=f"{found.verdict.capitalize()}: {found.reason}")
     return decision

@@ -25,7 +25,7 @@ class Step(Protocol):
 def watch(key: str) -> Callable[[Step], None]:
     """In a task: a function to tell each step to. It shows one every two seconds, and the last."""
     logger = get_run_logger()
-    bar = create_progress_artifact(0.0, key=key)
+    bar = create_progress_artifact(0.0, key=key, description="Has begun")
     assert isinstance(bar, UUID)
     shown = time.monotonic()
 
@@ -35,6 +35,6 @@ def watch(key: str) -> Callable[[Step], None]:
             return
         shown = time.monotonic()
         logger.info("%s: %s", key, step.describe())
-        update_progress_artifact(bar, 100 * step.share)
+        update_progress_artifact(bar, 100 * step.share, description=step.describe())
 
     return show

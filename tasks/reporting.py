@@ -11,6 +11,7 @@ from potstill.report.run_report import RunSummary, write_report
 from potstill.run_record import RunRecord
 from tasks.events import say_released
 
+PAGE = "The page with verdict, costs, curve, disagreements and lineage"
 NOT_PASSED = {"rejected": "GateRejected", "undecided": "GateUndecided"}
 
 
@@ -18,8 +19,8 @@ NOT_PASSED = {"rejected": "GateRejected", "undecided": "GateUndecided"}
 def report(run: RunRecord) -> RunSummary:
     """The run's page and its figures; written again each time, from what is kept."""
     summary = write_report(run, open_store())
-    create_markdown_artifact(summary.describe(), key="summary", description="The run in figures")
-    create_link_artifact(summary.link, key="report", link_text="report.html")
+    create_markdown_artifact(summary.describe(), key="summary", description=summary.headline)
+    create_link_artifact(summary.link, key="report", link_text="report.html", description=f"{PAGE} of {summary.recipe}")
     if summary.release is not None:
         say_released(summary.recipe, summary.release, summary.verdict, summary.headline)
     return summary

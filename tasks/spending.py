@@ -42,11 +42,11 @@ def show_spend(plan: TeachPlan, ledger: Ledger, recipe: Recipe) -> None:
 def _show(plan: TeachPlan, ledger: Ledger, recipe: Recipe) -> None:
     caps, month = caps_of(recipe), plan.month()
     accounts = [("run", plan.run, caps.run_usd)] + ([] if month is None else [("month", month, caps.month_usd)])
-    committed = ", ".join(
-        f"{name}: {ledger.account(account).committed_usd:.4f} USD of {'no cap' if cap is None else f'{cap:f}'}"
+    committed = "; ".join(
+        f"{name} {ledger.account(account).committed_usd:.4f} USD, {'no cap' if cap is None else f'cap {cap:f} USD'}"
         for name, account, cap in accounts
     )
     for _, account, cap in accounts:
         say_budget(recipe.name, account, ledger.account(account).committed_usd, cap)
-    rows = [row.model_dump(mode="json") for row in by_model(ledger.spend(plan.run))]
+    rows = [row.row for row in by_model(ledger.spend(plan.run))]
     create_table_artifact(rows, key="spend", description=f"What this run has paid for. Spent and reserved: {committed}")

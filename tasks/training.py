@@ -67,6 +67,7 @@ def train_dpo(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> Artif
 
 
 def _shown(adapter: ArtifactRef, key: str) -> ArtifactRef:
-    curve = [point.model_dump(mode="json") for point in launch.read_curve(open_store().path(adapter))]
-    create_table_artifact(curve, key=key, description="Loss by step")
+    curve = launch.read_curve(open_store().path(adapter))
+    said = f"Loss by step; the last: {curve[-1].describe()}" if curve else "Loss by step: none is on record"
+    create_table_artifact([point.row for point in curve], key=key, description=said)
     return adapter

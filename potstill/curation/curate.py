@@ -85,6 +85,12 @@ def check_splits(summary: CurationSummary) -> None:
             raise DataError(f"the {split} split is empty, of {summary.kept} prompts: {remedy}, or bring more prompts")
 
 
+def say_kept(summary: CurationSummary) -> str:
+    """The funnel in one sentence."""
+    splits = ", ".join(f"{count:,} {split}" for split, count in summary.splits.items())
+    return f"{summary.kept:,} prompts kept of {summary.lines_read:,} lines: {splits}"
+
+
 def describe(summary: CurationSummary) -> str:
     """The funnel as Markdown."""
     steps = {
@@ -97,7 +103,7 @@ def describe(summary: CurationSummary) -> str:
     rows = [*steps.items(), *((f"… {split}", count) for split, count in summary.splits.items())]
     redactions = ", ".join(f"{count} × {kind}" for kind, count in sorted(summary.redactions.items())) or "nothing"
     table = "\n".join(f"| {name} | {count:,} |" for name, count in rows)
-    return f"| | |\n|---|--:|\n{table}\n\nRedacted: {redactions}.\n"
+    return f"| where the lines went | lines |\n|---|--:|\n{table}\n\nRedacted: {redactions}.\n"
 
 
 def count_lines(paths: Iterable[Path]) -> int:

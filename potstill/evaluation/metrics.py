@@ -50,6 +50,20 @@ class ArmMetrics(Row):
     answered_by: str | None = None
     """What every answer is signed with: a teacher's model, a base, an adapter; None where they differ."""
 
+    @property
+    def row(self) -> dict[str, str | int]:
+        """The arm as a line of a table that a person reads."""
+        score, low, high = ("–" if value is None else f"{value:.3f}" for value in (self.score, self.low, self.high))
+        return {
+            "arm": self.arm,
+            "score": score,
+            "95 % interval": f"{low} – {high}",
+            "scored": self.n,
+            "unscored": self.unscored,
+            "truncated": self.truncated,
+            "no answer": self.errors,
+        }
+
 
 class Disagreement(Row):
     """A prompt on which the candidate missed the target."""

@@ -108,6 +108,22 @@ class ModelSpend(Row):
     unknown_usd: Decimal
     estimate_usd: Decimal
 
+    @property
+    def row(self) -> dict[str, str | int]:
+        """The line for a person: what cannot be known is said at its upper bound."""
+        return {
+            "purpose": self.purpose,
+            "model": self.model,
+            "attempts": self.attempts,
+            "answered": self.answered,
+            "input tokens": self.input_tokens,
+            "… cached": self.cached_input_tokens,
+            "output tokens": self.output_tokens,
+            "… reasoning": self.reasoning_tokens,
+            "cost, USD": f"{self.cost_usd.normalize():f}",
+            "at most more, USD": f"{self.unknown_usd.normalize():f}",
+        }
+
 
 def by_model(rows: Iterable[SpendRow]) -> list[ModelSpend]:
     """The spend by purpose and model."""

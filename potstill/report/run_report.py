@@ -81,9 +81,17 @@ class RunSummary(Row):
         )
         costs = ", ".join(f"{name} {format_usd(cost)}" for name, cost in self.cost_per_1k_usd.items())
         return (
-            f"**{self.headline}**\n\n| arm | score | 95 % interval | n |\n|---|--:|---|--:|\n{rows}\n\n"
-            f"Spent {format_usd(self.spent_usd)}. 1,000 requests cost: {costs}.\n"
+            f"**{self.headline}**\n\n{self._links}\n\n"
+            f"| arm | score | 95 % interval | test prompts |\n|---|--:|---|--:|\n{rows}\n\n"
+            f"Spent on the teacher: {format_usd(self.spent_usd)}. 1,000 requests cost: {costs}.\n"
         )
+
+    @property
+    def _links(self) -> str:
+        """Where to read on. A browser opens no file from a page of a server: its path is only named."""
+        page = f"[report.html]({self.link})" if self.link.startswith("http") else f"`{self.report}`"
+        served = f" Release: `{self.recipe}@{self.release}`." if self.release else ""
+        return f"Report: {page}.{served}"
 
 
 def write_report(run: RunRecord, store: ArtifactStore) -> RunSummary:

@@ -47,6 +47,18 @@ class Point(Row):
         return self.step / self.total_steps
 
     @property
+    def row(self) -> dict[str, str | int]:
+        """The point as a line of a table that a person reads."""
+        losses = {"loss": self.loss, "validation loss": self.validation_loss}
+        speed = self.tokens_per_second
+        return {
+            "step": self.step,
+            **{name: "" if value is None else f"{value:.4f}" for name, value in losses.items()},
+            "tokens/s": "" if speed is None else f"{speed:,.0f}",
+            "seconds": f"{self.elapsed_seconds:.1f}",
+        }
+
+    @property
     def figures(self) -> str:
         """Losses and speed."""
         found = {"loss": self.loss, "validation loss": self.validation_loss}

@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from deployments.box.leftovers import marked
 from potstill.errors import OrchestratorError
+from potstill.inbox import Inbox
 from potstill.recipe import Recipe
 from potstill.recipe_file import load_recipe
 from tests.box import ROOT, ClonedBox, cloned_box, eventually, is_alive
@@ -20,12 +22,14 @@ from tests.box import ROOT, ClonedBox, cloned_box, eventually, is_alive
 pytestmark = pytest.mark.flow
 
 SLEEPY = "tests/deployments/sleepy.py:sleepy"
+LONG_SECONDS = 300
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClonedBox]:
-    sections = {"gateway": None, "webhook": None, "stop_seconds": 20, "schedules": ["sleepy/here"]}
+    roots = [str(tmp_path_factory.getbasetemp())]
+    sections = {"gateway": None, "webhook": None, "stop_seconds": 20, "schedules": ["sleepy/here"], "data_roots": roots}
     with cloned_box(tmp_path_factory.mktemp("box"), **sections) as box:
         asleep = {"slug": "nightly", "cron": "0 2 1 1 *", "timezone": "Europe/London", "active": False}
         box.deploy_also("here", SLEEPY, "cpu", schedules=[asleep])
@@ -113,6 +117,35 @@ def test_a_run_outlives_the_death_of_its_server_and_of_its_worker(box: ClonedBox
     print(f"\nserver and worker answer again after {time.monotonic() - killed:.1f} s")
     assert box.await_run(run, ENDED)["type"] == "COMPLETED"
     assert [row.get("ended") for row in written(log)] == [None, "slept"]
+
+
+def test_a_night_is_skipped_then_distilled_on_pool_gpu_and_released_once_somebody_approves(
+    box: ClonedBox,
+    tmp_path: Path,
+    write_tickets: Callable[..., Any],
+    replay_teacher: Callable[..., AbstractContextManager[str]],
+    tiny_recipe: Callable[..., dict[str, Any]],
+) -> None:
+    tickets = write_tickets(tmp_path / "log", 400)
+    with replay_teacher(tickets.answers) as teacher:
+        recipe = tiny_recipe(tickets.log, teacher, gate={"approval": "ask"})
+        recipe["curation"]["inputs"] = ["inbox"]
+        recipe["compute"] = {"train": "pool"}
+        parameters = {"recipe": recipe}
+        empty = box.await_run(box.start_run("redistill/demo", parameters=parameters), ENDED, LONG_SECONDS)
+        assert (empty["name"], empty["message"][:22]) == ("Skipped", "0 new prompts of 0 and")
+
+        with Inbox(box.places.home, "tickets") as inbox:
+            inbox.land("msg_1", "0" * 64, tickets.log.read_bytes().splitlines(keepends=True))
+        run = box.start_run("redistill/demo", parameters=parameters)
+        assert box.await_run(run, ENDED | {"PAUSED"}, LONG_SECONDS)["name"] == "Suspended"
+        children = box.ask("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}})
+        assert {(child["work_pool_name"], child["state_name"]) for child in children} == {("gpu", "Completed")}
+        word = {"verdict": "approve", "approver": "Jo Bloggs", "reason": "read 20 answers"}
+        box.ask("POST", f"/flow_runs/{run}/resume", {"run_input": word})
+        ended = box.await_run(run, ENDED, LONG_SECONDS)
+        assert ended["name"] == "Completed", ended["message"]
+        assert "is released, approved by Jo Bloggs" in ended["message"]
 
 
 def test_down_lets_a_run_save_and_leaves_nothing(box: ClonedBox, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_table_of_spend_grows_and_each_batch_has_a_bar_with_its_cost(stage: 
     assert attempts == sorted(attempts)
     assert len(set(attempts)) >= 3, "it grows while the run goes on"
     assert attempts[-1] == PROMPTS
-    assert sum(Decimal(row["cost_usd"]) for row in tables[-1]) == stage.teacher.billed_usd
+    assert sum(Decimal(row["cost, USD"]) for row in tables[-1]) == stage.teacher.billed_usd
 
     ended = batches(run)
     bars = {report.task_run_id: report for report in shown if report.type == "progress"}
@@ -130,7 +130,7 @@ def test_a_run_that_fails_at_once_still_shows_what_it_has_spent(
     shown = reports(FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id])))
     (table,) = [json.loads(str(report.data)) for report in shown if report.key == "spend"]
     assert sum(row["attempts"] for row in table) == len(stage.teacher.requests) > 0
-    assert sum(Decimal(row["cost_usd"]) for row in table) == stage.teacher.billed_usd
+    assert sum(Decimal(row["cost, USD"]) for row in table) == stage.teacher.billed_usd
 
 
 def test_a_batch_that_was_answered_is_cached_and_asks_nothing(stage: Stage) -> None:
