@@ -6,7 +6,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from potstill.curation.readers import MAX_DEPTH, is_blank, read_line
+from potstill.curation.readers import MAX_DEPTH, Line, is_blank, read_line
 from potstill.errors import DataError
 
 LONGEST_LINE_BYTES = 4 * 1024 * 1024
@@ -64,9 +64,14 @@ def read_lines(file: BinaryIO, max_bytes: int) -> Iterator[bytes]:
 
 
 class Sieve:
-    """Lets through the lines that can be used, and remembers why the others cannot."""
+    """Lets through the lines that can be used, and remembers why the others cannot.
 
-    def __init__(self) -> None:
+    Args:
+        workload: what the recipe keeps, where it keeps one workload only: another line would be left out later, unseen.
+    """
+
+    def __init__(self, workload: str | None = None) -> None:
+        self._workload = workload
         self.num_rejected = 0
         self.errors: list[dict[str, Any]] = []
 
@@ -77,10 +82,17 @@ class Sieve:
                 self._reject(number, f"longer than {LONGEST_LINE_BYTES:,} bytes")
             elif not is_blank(line):
                 found = read_line(number, line)
-                if found.reason is None:
+                reason = found.reason or self._strange_workload(found)
+                if reason is None:
                     yield found.text
                 else:
-                    self._reject(number, found.reason)
+                    self._reject(number, reason)
+
+    def _strange_workload(self, line: Line) -> str | None:
+        given = line.prompt.workload if line.prompt is not None else ""
+        if self._workload in {None, given}:
+            return None
+        return f"workload_id is {given!r}: this recipe keeps {self._workload!r} only"
 
     def _reject(self, number: int, reason: str) -> None:
         self.num_rejected += 1

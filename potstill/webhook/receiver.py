@@ -58,6 +58,7 @@ class Receiver:
     Args:
         inboxes: of each recipe that prompts may land for.
         signatures: who may send.
+        workloads: what each recipe keeps, where it keeps one workload only.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Receiver:
         config: WebhookConfig,
         inboxes: Mapping[str, Inbox],
         signatures: Signatures,
+        workloads: Mapping[str, str | None] | None = None,
     ) -> None:
         self._config = config
+        self._workloads = workloads or {}
         self._inboxes = inboxes
         self._signatures = signatures
         self._is_stopping = False
@@ -136,7 +139,7 @@ class Receiver:
         return webhook_id
 
     async def _land(self, inbox: Inbox, webhook_id: str, content_type: str, body: bytes) -> Response:
-        sieve = Sieve()
+        sieve = Sieve(self._workloads.get(inbox.path.name))
         try:
             digest = await self._in_thread(self._landing, lambda: hashlib.sha256(body).hexdigest())
             found = await self._in_thread(self._landing, lambda: inbox.find(webhook_id, digest))

@@ -27,7 +27,8 @@ def serve(home: Path, config: WebhookConfig, host: str, port: int, on_ready: Cal
     recipes = load_recipes(config.recipes)
     with contextlib.ExitStack() as stack:
         inboxes = {name: stack.enter_context(Inbox(home, name)) for name in recipes}
-        receiver = Receiver(config, inboxes, signatures)
+        workloads = {name: recipe.curation.workload for name, recipe in recipes.items()}
+        receiver = Receiver(config, inboxes, signatures, workloads)
         watched = {name: (inboxes[name], recipe.inbox) for name, recipe in recipes.items()}
         starter = Starter(watched, prefect_api, config.poll_seconds)
         asyncio.run(_serve(receiver, starter, host, port, on_ready))

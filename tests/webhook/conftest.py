@@ -50,7 +50,7 @@ class Sender(NamedTuple):
 
 
 @contextmanager
-def listening(home: Path, **changes: Any) -> Iterator[Sender]:
+def listening(home: Path, workload: str | None = None, **changes: Any) -> Iterator[Sender]:
     """A receiver on a free port, in a thread."""
     config = WebhookConfig.model_validate({"recipes": ["x"], "rate": {"per_second": 1000, "burst": 1000}, **changes})
     ready = threading.Event()
@@ -59,7 +59,7 @@ def listening(home: Path, **changes: Any) -> Iterator[Sender]:
     async def serve() -> None:
         stop = asyncio.Event()
         with Inbox(home, "demo") as inbox, bind("127.0.0.1", 0) as sock:
-            receiver = Receiver(config, {"demo": inbox}, Signatures(SECRETS[:2]))
+            receiver = Receiver(config, {"demo": inbox}, Signatures(SECRETS[:2]), {"demo": workload})
             found.update(url=url_of(sock), stop=stop, loop=asyncio.get_running_loop())
             await run_app(receiver.app, sock, stop, ready.set, grace_seconds=1, **UVICORN)
 

@@ -69,6 +69,12 @@ class TestAccepted:
         }
         assert landed(sender.home) == ["1"]
 
+    def test_a_line_of_another_workload_than_the_recipes_is_named_since_curation_would_leave_it_out(self, receiver):
+        with receiver(workload="w") as sender:
+            answer = sender.send("msg_1", {"prompts": [logged("hello"), chat("no workload")]})
+            assert (answer.status_code, answer.json()["accepted"]) == (202, 1)
+            assert answer.json()["errors"] == [{"line": 2, "reason": "workload_id is '': this recipe keeps 'w' only"}]
+
     def test_the_same_again_is_a_duplicate_and_another_body_a_conflict(self, sender) -> None:
         sender.send("m1", prompts(1))
         again = sender.send("m1", prompts(1), age=timedelta(seconds=-1), secret=SECRETS[1])
