@@ -60,7 +60,7 @@ def scene(
     reports.mkdir(parents=True)
     web = ("-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(reports))
     given = {
-        "POTSTILL_DATA_ROOTS": f"{place}:{tiny_base}:examples",
+        "POTSTILL_DATA_ROOTS": f"{place}:{tiny_base}",
         "POTSTILL_REPORTS_URL": f"http://127.0.0.1:{port}",
     }
     with (
@@ -97,13 +97,13 @@ def test_a_student_is_made_approved_and_released_in_the_browser(scene: Scene, pa
     assert promotion.approval is not None
     assert (promotion.approval.approver, promotion.approval.reason) == ("Jo Bloggs", "read 20 answers")
 
-    released = f"web@{promotion.version}"
+    released = f"web@{promotion.to_version}"
     page.goto(f"{scene.ui}/runs/flow-run/{run['id']}")
     _look_at_summary(page, shoot, released)
     with page.expect_navigation():
         page.locator("main").get_by_role("link", name="report.html").click()
     expect(page.locator("body")).to_contain_text("Passed")
-    expect(page.locator("body")).to_contain_text(f"{released}")
+    expect(page.locator("body")).to_contain_text(released)
     expect(page.locator("body")).to_contain_text("approved by Jo Bloggs")
     shoot(page, "report")
 
