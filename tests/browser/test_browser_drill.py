@@ -26,7 +26,7 @@ LONG = 240_000
 SETTLED = 1_500
 REPORTS = {
     "curation": ("400 prompts kept of 400 lines", "where the lines went", "Redacted: nothing"),
-    "spend": ("What this run has paid for", "cost, USD", "replay"),
+    "spend": ("Spent and reserved: run 0.01", "cost, USD", "replay"),
     "curve-sft": ("Loss by step", "validation loss"),
     "evaluation": ("by accuracy", "95 % interval", "candidate"),
     "gate": ("Passed", "of the teacher's score on 113 prompts", "the floor is 80.0 %"),
