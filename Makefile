@@ -48,7 +48,7 @@ status:
 
 # The ignored folders hold flow tests only; collecting them would import Prefect and TRL for nothing.
 test-unit: setup
-	$(BIN)/pytest -n auto --dist worksteal -m "not flow and not drill and not gpu" --ignore=tests/flows --ignore=tests/training
+	$(BIN)/pytest -n auto --dist worksteal -m "not flow and not drill and not gpu" --ignore=tests/flows --ignore=tests/training --ignore=tests/browser
 
 # Flows, servers and trainings take both cores already: one after the other.
 test: test-unit

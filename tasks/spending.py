@@ -49,4 +49,4 @@ def _show(plan: TeachPlan, ledger: Ledger, recipe: Recipe) -> None:
     for _, account, cap in accounts:
         say_budget(recipe.name, account, ledger.account(account).committed_usd, cap)
     rows = [row.row for row in by_model(ledger.spend(plan.run))]
-    create_table_artifact(rows, key="spend", description=f"What this run has paid for. Spent and reserved: {committed}")
+    create_table_artifact(rows, key="spend", description=f"Spent and reserved: {committed}")

@@ -114,14 +114,14 @@ class ModelSpend(Row):
         return {
             "purpose": self.purpose,
             "model": self.model,
+            "cost, USD": f"{self.cost_usd.normalize():f}",
+            "at most more, USD": f"{self.unknown_usd.normalize():f}",
             "attempts": self.attempts,
             "answered": self.answered,
             "input tokens": self.input_tokens,
             "… cached": self.cached_input_tokens,
             "output tokens": self.output_tokens,
             "… reasoning": self.reasoning_tokens,
-            "cost, USD": f"{self.cost_usd.normalize():f}",
-            "at most more, USD": f"{self.unknown_usd.normalize():f}",
         }
 
 

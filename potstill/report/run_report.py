@@ -246,7 +246,7 @@ def _served(run: RunRecord, decision: GateDecision) -> str:
     if word is not None:
         return f"nothing is released: {word.approver} said no ({word.reason})"
     if decision.verdict == "passed" and run.awaits_approval:
-        return f"nothing is released yet: it awaits approval (`potstill approve {name}`)"
+        return f"nothing is released yet: it awaits approval (Resume in the menu of the run's page, or `potstill approve {name}`)"
     return "nothing is released"
 
 

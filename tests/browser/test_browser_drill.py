@@ -26,7 +26,7 @@ LONG = 240_000
 SETTLED = 1_500
 REPORTS = {
     "curation": ("400 prompts kept of 400 lines", "where the lines went", "Redacted: nothing"),
-    "spend": ("What this run has paid for", "cost, USD", "replay"),
+    "spend": ("Spent and reserved: run 0.01", "cost, USD", "replay"),
     "curve-sft": ("Loss by step", "validation loss"),
     "evaluation": ("by accuracy", "95 % interval", "candidate"),
     "gate": ("Passed", "of the teacher's score on 113 prompts", "the floor is 80.0 %"),
@@ -60,7 +60,7 @@ def scene(
     reports.mkdir(parents=True)
     web = ("-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(reports))
     given = {
-        "POTSTILL_DATA_ROOTS": f"{place}:{tiny_base}:examples",
+        "POTSTILL_DATA_ROOTS": f"{place}:{tiny_base}",
         "POTSTILL_REPORTS_URL": f"http://127.0.0.1:{port}",
     }
     with (
@@ -97,13 +97,15 @@ def test_a_student_is_made_approved_and_released_in_the_browser(scene: Scene, pa
     assert promotion.approval is not None
     assert (promotion.approval.approver, promotion.approval.reason) == ("Jo Bloggs", "read 20 answers")
 
-    released = f"web@{promotion.version}"
-    page.goto(f"{scene.ui}/runs/flow-run/{run['id']}")
+    released = f"web@{promotion.to_version}"
+    page.goto(f"{scene.ui}/v2/runs/flow-run/{run['id']}")
     _look_at_summary(page, shoot, released)
-    with page.expect_navigation():
-        page.locator("main").get_by_role("link", name="report.html").click()
+    link = page.locator("main").get_by_role("link", name="report.html")
+    link.evaluate("it => it.removeAttribute('target')")  # in this tab
+    link.click()
+    page.wait_for_url("**/report.html")
     expect(page.locator("body")).to_contain_text("Passed")
-    expect(page.locator("body")).to_contain_text(f"{released}")
+    expect(page.locator("body")).to_contain_text(released)
     expect(page.locator("body")).to_contain_text("approved by Jo Bloggs")
     shoot(page, "report")
 
