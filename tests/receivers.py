@@ -64,7 +64,7 @@ def _web(received: list[Received], context: ssl.SSLContext | None) -> Iterator[i
             self.send_response(500 if refused else 200)
             self.send_header("content-length", "2")
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(b"ok")  # what Slack says
 
         def do_CONNECT(self) -> None:
             """A proxy that leads to itself, whoever is asked for."""

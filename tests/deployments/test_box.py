@@ -103,6 +103,7 @@ def test_who_has_no_auth_string_is_refused_and_the_shells_file_has_it(box: Clone
     assert shell["PREFECT_API_AUTH_STRING"] == box.api.auth
 
 
+@pytest.mark.drill
 def test_a_run_outlives_the_death_of_its_server_and_of_its_worker(box: ClonedBox, tmp_path: Path) -> None:
     log = tmp_path / "log"
     run = box.start_run("sleepy/here", parameters={"path": str(log), "seconds": 10})

@@ -82,7 +82,7 @@ class Place(NamedTuple):
         return (self.root / f"err-{number}").read_text()
 
 
-@pytest.fixture(params=["a variable", "a block"])
+@pytest.fixture(params=["a variable", pytest.param("a block", marks=pytest.mark.drill)])
 def place(
     request: pytest.FixtureRequest,
     tmp_path: Path,

@@ -72,6 +72,7 @@ def test_two_workers_share_the_concurrency_and_what_they_make_is_what_one_proces
     assert len(stage.teacher.requests) == 2 * PROMPTS, "what the ledger holds is not asked again"
 
 
+@pytest.mark.drill
 def test_a_budget_holds_over_all_workers_and_the_run_goes_on_where_it_is_raised(stage: Stage) -> None:
     stage.teacher.latency = 0.02
     stage.recipe["budget"] = {"run_usd": "0.001"}

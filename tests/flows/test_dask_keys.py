@@ -68,6 +68,7 @@ def tapped(address: str) -> Iterator[Wire]:
         wire.close()
 
 
+@pytest.mark.drill
 def test_no_byte_on_the_wire_or_on_a_workers_disk_holds_the_key(
     tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
