@@ -32,7 +32,8 @@ class Word(RunInput):
 def ask_approval(run: RunRecord) -> Approval | None:
     """Suspend a deployed run until somebody has said approve or reject; None where nothing is asked, or nobody can be.
 
-    The run starts again from the top, finds everything done, and goes on here. After `gate.approval_hours` Prefect fails it.
+    The run starts again from the top, finds everything done, and goes on here; where it comes to another decision, such as
+    after an upgrade, it asks again. After `gate.approval_hours` Prefect fails it.
     A run by hand has no page: `potstill approve` says the word later.
     """
     gate, store = run.recipe.gate, open_store()
@@ -44,7 +45,9 @@ def ask_approval(run: RunRecord) -> Approval | None:
         return None
     form = Word.with_initial_data(description=f"{shown.describe()}\n{ASKED}")
     with set_aside():
-        word = suspend_flow_run(wait_for_input=form, timeout=round(gate.approval_hours * 3600), key="approval")
+        word = suspend_flow_run(
+            wait_for_input=form, timeout=round(gate.approval_hours * 3600), key=f"approval-{run.decision.digest[:12]}"
+        )
     assert isinstance(word, Word)
     return Approval(
         is_approved=word.verdict == "approve", approver=word.approver, reason=word.reason, at=datetime.now(UTC)
