@@ -31,7 +31,7 @@ OWN_CHILDREN_ONLY = {
 }
 """What the code reads and no user sets."""
 MADE_BY_USERS = {"deployments/docker/potstill.env", "potstill/llm/providers/NAME.py"}
-OF_TESTS_ONLY = {"POTSTILL_TESTS_REQUIRE"}
+OF_TESTS_ONLY = {"POTSTILL_TESTS_REQUIRE", "POTSTILL_TESTS_SCREENSHOTS"}
 
 
 def text(page: Path) -> str:
