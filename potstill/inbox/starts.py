@@ -44,10 +44,11 @@ def is_due(inbox: Inbox, debounce: Debounce, now: float | None = None) -> bool:
     return elapsed is None or elapsed >= debounce.min_interval_seconds
 
 
-def decide_start(inbox: Inbox, debounce: Debounce, now: float | None = None) -> Start | None:
+def decide_start(inbox: Inbox, debounce: Debounce, now: float | None = None, *, is_over: bool = False) -> Start | None:
     """Write down that a run is to start for what waits; None where none is due, or was for the same deliveries.
 
-    Of two receivers on one inbox, one decides.
+    `is_over` says that the last run has ended: where the same deliveries still wait, it has not taken them, and another is
+    due. Of two receivers on one inbox, one decides.
     """
     with inbox.database.transaction() as connection:
         if not is_due(inbox, debounce, now):
@@ -58,8 +59,11 @@ def decide_start(inbox: Inbox, debounce: Debounce, now: float | None = None) -> 
         for identity, count in connection.execute(waiting):
             digest.update(bytes.fromhex(identity))
             num_prompts += count
+        key = f"potstill-inbox-{inbox.path.name}-{digest.hexdigest()[:32]}"
+        of_same = "SELECT COUNT(*) FROM starts WHERE key = ? OR key LIKE ? || '-again-%'"
+        [before] = connection.execute(of_same, (key, key)).fetchone()
         start = Start(
-            f"potstill-inbox-{inbox.path.name}-{digest.hexdigest()[:32]}",
+            f"{key}-again-{before}" if before and is_over else key,
             num_prompts,
             time.time() if now is None else now,
             None,

@@ -28,6 +28,9 @@ FLOW = "redistill"
 EVENT = "potstill.prompts.landed"
 TAG = "webhook"
 NOT_BEGUN = {"SCHEDULED", "PENDING"}
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+AGAIN_SECONDS = 600.0
+"""So long after a start that took nothing the next one comes, where `min_interval_seconds` is shorter."""
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 JOIN_SECONDS = 2.0
@@ -80,7 +83,7 @@ class Watch:
         if start is None:
             if not is_due(self._inbox, self._debounce) or self._is_one_queued():
                 return
-            start = decide_start(self._inbox, self._debounce)
+            start = decide_start(self._inbox, self._debounce, is_over=self._is_last_over())
             if start is None:
                 return
         api = self._api()
@@ -102,6 +105,14 @@ class Watch:
             return False
         found = self._api().find("flow_runs", flow_runs={"id": {"any_": [last.run_id]}})
         return any(run["state_type"] in NOT_BEGUN for run in found)
+
+    def _is_last_over(self) -> bool:
+        """Whether the last run has ended, or is gone: what still waits, it has not taken."""
+        last = last_start(self._inbox)
+        if last is None or last.run_id is None or time.time() - (last.started_at or 0) < AGAIN_SECONDS:
+            return False
+        found = self._api().find("flow_runs", flow_runs={"id": {"any_": [last.run_id]}})
+        return all(run["state_type"] in ENDED for run in found)
 
     def _announce(self) -> None:
         landed = unannounced(self._inbox)

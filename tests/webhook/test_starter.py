@@ -182,6 +182,29 @@ class TestStarting:
         watching.look()
         assert len(prefect.runs) == 2, "nothing waits"
 
+    @pytest.mark.parametrize("end", ["CRASHED", "FAILED", "CANCELLED", None])
+    def test_a_run_that_ended_before_it_took_what_had_landed_is_started_again_after_a_while(
+        self, inbox, prefect, monkeypatch, end
+    ) -> None:
+        land(inbox, 1)
+        watch = Watch(inbox, EAGER, lambda: prefect.api)
+        watch.look()
+        [first] = prefect.runs.values()
+        first["state_type"] = "RUNNING"
+        monkeypatch.setattr(starter, "AGAIN_SECONDS", 0.0)
+        watch.look()
+        assert len(prefect.runs) == 1, "it goes on"
+        first.update({"state_type": end} if end else {"id": "deleted"})
+        monkeypatch.setattr(starter, "AGAIN_SECONDS", 60.0)
+        watch.look()
+        assert len(prefect.runs) == 1, "not at once"
+        monkeypatch.setattr(starter, "AGAIN_SECONDS", 0.0)
+        watch.look()
+        watch.look()
+        assert len(prefect.runs) == 2
+        second = list(prefect.runs)[1]
+        assert second == f"{next(iter(prefect.runs))}-again-1"
+
     def test_a_run_that_somebody_deleted_holds_nobody(self, inbox, prefect) -> None:
         watching = watch(inbox, prefect, EAGER)
         land(inbox, 1)
