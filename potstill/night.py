@@ -1,6 +1,7 @@
 """What a night looks at: the prompts that there are now, and those of the latest run of the recipe that was concluded."""
 
 import glob
+from collections.abc import Callable
 from datetime import datetime
 
 from potstill.artifacts import ArtifactRef, ArtifactStore
@@ -46,10 +47,18 @@ def take_in(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"curation": recipe.curation.model_copy(update={"inputs": inputs})})
 
 
-def compare(recipe: Recipe, prompts: ArtifactRef | None, store: ArtifactStore) -> News:
-    """What is new in a prompt set; None is the set of a recipe for which nothing has landed yet."""
+def compare(
+    recipe: Recipe, prompts: ArtifactRef | None, store: ArtifactStore, is_waiting: Callable[[str], bool]
+) -> News:
+    """What is new in a prompt set; None is the set of a recipe for which nothing has landed yet.
+
+    `is_waiting` says whether a run still waits for somebody's word, or goes on after it. One that ended without it, or crashed, concluded nothing:
+    its student is made again, out of what is kept, and somebody is asked again.
+    """
     found = set() if prompts is None else _prompt_ids(prompts, store)
     latest = _latest_run(store, recipe.name)
+    if latest is not None and latest.approval is None and latest.asked_in and not is_waiting(latest.asked_in):
+        latest = None
     known = None if latest is None else _known_ids(latest, store)
     return News(
         num_new=len(found - (known or set())),

@@ -1,5 +1,6 @@
 """What one run made, by reference: enough to write its report at any later time."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +29,8 @@ class RunRecord(Row):
     decision: ArtifactRef
     approval: Approval | None = None
     """None where the recipe asks nobody, or nobody has answered yet."""
+    asked_in: str | None = None
+    """The run on a Prefect server that waits for somebody's word on it."""
     release: Release | None = None
     """None where the gate did not pass, or the student is not approved."""
 
@@ -46,8 +49,10 @@ class RunRecord(Row):
     def write(self, home: Path) -> None:
         """Write it below home and, with what else is in its folder, into the bucket that `POTSTILL_STORE` names."""
         directory = self.directory(home)
-        dated = self.model_copy(update={"written_at": datetime.now(UTC)})
+        at = self.written_at or datetime.now(UTC)
+        dated = self.model_copy(update={"written_at": at})
         write_atomically(directory / RECORD, dated.model_dump_json(indent=2))
+        os.utime(directory / RECORD, (at.timestamp(), at.timestamp()))  # an old run that is shown again stays old
         if (remote := open_remote()) is not None:
             others = sorted(path for path in directory.iterdir() if path.is_file() and path.name != RECORD)
             for path in (*others, directory / RECORD):

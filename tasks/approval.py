@@ -1,12 +1,16 @@
 """Approval: a student that passed waits for somebody's word, where the recipe asks for it; no worker is held meanwhile."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
+from prefect.input.actions import delete_flow_run_input, read_flow_run_input
+from prefect.input.run_input import keyset_from_base_key
 from prefect.logging import get_run_logger
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from potstill.approval import Approval, Said
@@ -39,16 +43,34 @@ def ask_approval(run: RunRecord) -> Approval | None:
     gate, store = run.recipe.gate, open_store()
     if gate.approval == "auto" or read_decision(store.path(run.decision)).verdict != "passed":
         return None
-    shown = report(run)
     if deployment.id is None:
-        get_run_logger().warning("%s", shown.headline)
+        get_run_logger().warning("%s", report(run).headline)
         return None
-    form = Word.with_initial_data(description=f"{shown.describe()}\n{ASKED}")
-    with set_aside():
-        word = suspend_flow_run(
-            wait_for_input=form, timeout=round(gate.approval_hours * 3600), key=f"approval-{run.decision.digest[:12]}"
-        )
-    assert isinstance(word, Word)
+    key = f"approval-{run.decision.digest[:12]}"
+    word = _said_before(key) or _ask(run, key)
     return Approval(
         is_approved=word.verdict == "approve", approver=word.approver, reason=word.reason, at=datetime.now(UTC)
     )
+
+
+def _ask(run: RunRecord, key: str) -> Word:
+    shown = report(run.model_copy(update={"asked_in": str(flow_run.id)}))
+    form = Word.with_initial_data(description=f"{shown.describe()}\n{ASKED}")
+    with set_aside():
+        word = suspend_flow_run(wait_for_input=form, timeout=round(run.recipe.gate.approval_hours * 3600), key=key)
+    assert isinstance(word, Word)
+    return word
+
+
+def _said_before(key: str) -> Word | None:
+    """What a run was told that crashed after it, and is retried: it asks nobody twice.
+
+    Where it was told nothing, what is left of its question goes: Prefect refuses to ask under the same key again.
+    """
+    keys = keyset_from_base_key(f"suspended-{key}")
+    if (said := read_flow_run_input(keys["response"])) is not None:
+        return Word.model_validate(said)
+    for name in (keys["schema"], keys["description"]):
+        with suppress(PrefectHTTPStatusError):
+            delete_flow_run_input(name)
+    return None

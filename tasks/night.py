@@ -1,10 +1,13 @@
 """The night: what has landed, whether it is enough, and the state of a night that had nothing to do."""
 
 from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed
 
 from potstill import night
@@ -29,9 +32,18 @@ def look_for_news(recipe: Recipe) -> News:
 @task(cache_policy=ONCE_A_RUN, result_serializer="json")
 def compare(recipe: Recipe, prompts: ArtifactRef | None) -> News:
     """The prompts of tonight against those of the latest run. A run that is resumed is not compared with itself."""
-    news = night.compare(recipe, prompts, open_store())
+    news = night.compare(recipe, prompts, open_store(), _goes_on)
     create_markdown_artifact(news.describe(recipe.inbox.min_new_prompts), key="news", description="What has landed")
     return news
+
+
+def _goes_on(run_id: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(run_id)).state
+        except ObjectNotFound:
+            return False
+    return state is not None and not state.is_final()
 
 
 def skip(recipe: Recipe, news: News) -> State[Any]:

@@ -25,6 +25,12 @@ def test_a_reference_out_of_the_store_is_refused_and_named(uri: str) -> None:
         own_arm(Arm(name="candidate", student=ref(uri)))
 
 
+@pytest.mark.parametrize("other", [{"kind": "../x"}, {"digest": "../" * 8}, {"digest": "F" * 64}])
+def test_a_reference_that_is_named_by_a_path_is_refused(other: dict[str, str]) -> None:
+    with pytest.raises(NotAuthorisedError, match="is no artefact of the store"):
+        own(ref("artifacts/SFTDataset/0123456789ab").model_copy(update=other))
+
+
 def test_a_reference_into_the_store_is_taken() -> None:
     inside = ref("artifacts/SFTDataset/0123456789ab")
     assert own(inside) is inside

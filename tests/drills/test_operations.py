@@ -24,6 +24,7 @@ from tests.prefect_server import AUTH, free_port, running, wait_for
 pytestmark = pytest.mark.drill
 
 SECRET = "whsec_" + "A" * 32
+STARTING = ("SCHEDULED", "PENDING", "RUNNING")
 NIGHTLY, BY_HAND = "redistill/demo", "distill-student/demo"
 
 
@@ -108,6 +109,45 @@ def test_a_student_that_is_rejected_or_forgotten_is_not_released(scene: Scene) -
     assert ended["name"] == "Failed"
     assert "never resumed" in ended["message"]
     assert [scene.champion(name) for name in ("refused", "forgotten")] == [None, None]
+
+    again = line.start(NIGHTLY, scene.recipe("forgotten", gate={"approval": "ask"}))
+    line.wait_for_state(again, lambda state: state["type"] == "PAUSED")
+    waiting = line.run(NIGHTLY, scene.recipe("forgotten", gate={"approval": "ask"}))
+    assert waiting["name"] == "Skipped", "one run waits for somebody already"
+    _resume(line, again, {"verdict": "approve", "approver": "Jo", "reason": "seen now"})
+    ended = line.wait_for_state(again, lambda state: state["type"] in {"COMPLETED", "FAILED", "CRASHED"})
+    assert ended["name"] == "Completed", ended["message"]
+
+
+def test_a_run_that_crashes_after_its_approval_is_retried_and_asks_nobody_again(scene: Scene) -> None:
+    line = scene.line
+    run = line.start(BY_HAND, scene.recipe("crashed", gate={"approval": "ask"}))
+    line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
+    _resume(line, run, {"verdict": "approve", "approver": "Jo", "reason": "good"})
+    line.process_of(run).send_signal(signal.SIGKILL)
+    assert line.wait_for_state(run, lambda state: state["type"] not in {"PAUSED", *STARTING})["type"] == "CRASHED"
+    assert scene.champion("crashed") is None
+    line.server.call("-m", "prefect", "flow-run", "retry", run["id"])
+    ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "PAUSED"})
+    assert ended["name"] == "Completed", ended["message"]
+    [promotion] = promotions(line.home / "releases" / "crashed")
+    assert promotion.approval is not None
+
+
+def test_a_word_holds_for_the_student_that_was_shown_and_for_no_other(scene: Scene) -> None:
+    line = scene.line
+    asking = scene.recipe("shown", gate={"approval": "ask"})
+    run = line.start(BY_HAND, asking)
+    line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
+    other = scene.recipe("shown", training={"seed": 7})
+    line.server.post("/deployments/", _copy(line, BY_HAND) | {"name": "shown", "parameters": {"recipe": other}})
+    assert line.run("distill-student/shown")["name"] == "Completed"
+    champion = scene.champion("shown")
+    assert champion is not None
+    _resume(line, run, {"verdict": "approve", "approver": "Jo", "reason": "against the old champion"})
+    line.wait_for_state(run, lambda state: state["type"] == "RUNNING")
+    ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "PAUSED"})
+    assert (ended["type"], scene.champion("shown")) == ("PAUSED", champion), "another decision is another question"
 
 
 def test_a_cancelled_run_cancels_its_training_and_a_cancelled_training_its_run(scene: Scene) -> None:
@@ -226,11 +266,13 @@ def _resume(line: Line, run: dict[str, Any], word: dict[str, Any]) -> dict[str, 
 
 def _deploy_as(line: Line, name: str, recipe: dict[str, Any]) -> None:
     """The demo's nightly deployment under another name, for another recipe."""
-    demo = line.deployment(NIGHTLY)
+    line.server.post("/deployments/", _copy(line, NIGHTLY) | {"name": name, "parameters": {"recipe": recipe}})
+
+
+def _copy(line: Line, name: str) -> dict[str, Any]:
+    found = line.deployment(name)
     same = ("flow_id", "entrypoint", "path", "pull_steps", "work_pool_name", "parameter_openapi_schema", "tags")
-    line.server.post(
-        "/deployments/", {key: demo[key] for key in same} | {"name": name, "parameters": {"recipe": recipe}}
-    )
+    return {key: found[key] for key in same}
 
 
 def _answers(url: str) -> bool:
