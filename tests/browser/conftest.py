@@ -23,8 +23,9 @@ def find_chromium() -> str | None:
     return next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """For a module, not for longer: while it is open, playwright's event loop runs in this thread, and no other can."""
     path = find_chromium()
     if path is None:
         missing = "Chromium is not installed: apt install chromium"
