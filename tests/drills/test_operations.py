@@ -24,6 +24,8 @@ from tests.prefect_server import AUTH, free_port, running, wait_for
 pytestmark = pytest.mark.drill
 
 SECRET = "whsec_" + "A" * 32
+REPORT_SECONDS = 15
+"""Runner and worker report a crash each, seconds apart; the later report undoes a retry that came between them."""
 STARTING = ("SCHEDULED", "PENDING", "RUNNING")
 NIGHTLY, BY_HAND = "redistill/demo", "distill-student/demo"
 
@@ -121,11 +123,14 @@ def test_a_student_that_is_rejected_or_forgotten_is_not_released(scene: Scene) -
 def test_a_run_that_crashes_after_its_approval_is_retried_and_asks_nobody_again(scene: Scene) -> None:
     line = scene.line
     run = line.start(BY_HAND, scene.recipe("crashed", gate={"approval": "ask"}))
+    asking = line.process_of(run)
     line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
+    asking.wait(60)
     _resume(line, run, {"verdict": "approve", "approver": "Jo", "reason": "good"})
     line.process_of(run).send_signal(signal.SIGKILL)
     assert line.wait_for_state(run, lambda state: state["type"] not in {"PAUSED", *STARTING})["type"] == "CRASHED"
     assert scene.champion("crashed") is None
+    time.sleep(REPORT_SECONDS)
     line.server.call("-m", "prefect", "flow-run", "retry", run["id"])
     ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "PAUSED"})
     assert ended["name"] == "Completed", ended["message"]
