@@ -60,7 +60,7 @@ class ClonedBox:
         self.env = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("PREFECT_", "POTSTILL_", "PYTEST_"))
+            if not name.startswith(("PREFECT_", "POTSTILL_", "PYTEST_", "MAKE", "MFLAGS"))
         } | {"POTSTILL_HOME": str(self.places.home), "PYTHONPATH": os.pathsep.join([str(self.checkout), *others])}
 
     def make(self, target: str) -> "subprocess.CompletedProcess[str]":
