@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 BOX ?= deployments/box.yaml
 
-.PHONY: setup demo up down status test test-unit drill bench bench-teacher check format clean help
+.PHONY: setup demo up down status test test-unit drill drill-operations bench bench-teacher check format clean help
 
 help:
 	@echo "make demo       the main job on real input: log → teacher → student → gate → served answer"
@@ -16,7 +16,8 @@ help:
 	@echo "make status     what runs"
 	@echo "make test       unit, flow and one real case of each kind"
 	@echo "make test-unit  the unit tier, under a minute"
-	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place"
+	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place, teachers that fail, operations"
+	@echo "make drill-operations  those on a Prefect server: nights, approvals, crashes, webhooks, browser, box"
 	@echo "make bench      Potstill beside its peers, as ratios; results in bench/results"
 	@echo "make bench-teacher  the teacher stage beside curator and the OpenAI SDK, in environments that it makes"
 	@echo "make check      format, lint, types"
@@ -54,8 +55,13 @@ test-unit: setup
 test: test-unit
 	$(BIN)/pytest -m "flow and not drill and not gpu"
 
+DRILL := $(BIN)/pytest -m drill -o addopts="-ra --strict-markers -s --durations=0 --durations-min=1"
+
 drill: setup
-	$(BIN)/pytest -m drill -o addopts="-ra --strict-markers -s"
+	$(DRILL)
+
+drill-operations: setup
+	$(DRILL) tests/drills/operations tests/browser
 
 bench: setup
 	$(BIN)/python -m bench

@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import psutil
 
-from tests.prefect_server import PREFECT, RunningServer, prefect_server, running, wait_for
+from tests.prefect_server import AUTH, PREFECT, RunningServer, prefect_server, running, wait_for
 
 ROOT = Path(__file__).parents[1]
 RUN_SECONDS = 240
@@ -67,6 +68,11 @@ class Line(NamedTuple):
     def cancel(self, run: dict[str, Any]) -> None:
         """As the button in the UI does."""
         self.server.post(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+
+    def resume(self, run: dict[str, Any], word: dict[str, Any], status: str = "ACCEPT") -> None:
+        """As the form on the run's page does. Prefect keeps the form's schema an instant after it has suspended the run."""
+        url, body = f"{self.server.url}/flow_runs/{run['id']}/resume", {"run_input": word}
+        wait_for(lambda: httpx.post(url, json=body, auth=AUTH, timeout=30).json()["status"] == status, 30)
 
     def children(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         found = self.server.find("flow_runs", flow_runs={"parent_flow_run_id": {"any_": [run["id"]]}})

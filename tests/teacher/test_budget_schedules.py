@@ -1,4 +1,4 @@
-"""The cap against seeded schedules of two owners, killed anywhere; `tests/drills/test_budget.py` runs a thousand."""
+"""The cap against seeded schedules of two owners, killed anywhere; `tests/drills/teacher/test_budget.py` runs a thousand."""
 
 import asyncio
 from collections.abc import Iterable, Sequence

@@ -15,7 +15,7 @@ from tests.batch_teacher import BatchTeacher, error
 
 pytestmark = pytest.mark.drill
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMPTS = 300
 
 

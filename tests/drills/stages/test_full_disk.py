@@ -14,7 +14,7 @@ import yaml
 
 pytestmark = pytest.mark.drill
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

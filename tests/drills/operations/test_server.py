@@ -21,7 +21,7 @@ from tests.prefect_server import wait_for
 
 pytestmark = pytest.mark.drill
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STAGES = {
     "take_in",
     "check",

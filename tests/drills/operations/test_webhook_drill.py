@@ -32,7 +32,7 @@ from potstill.inbox import count_landed, seal
 
 pytestmark = pytest.mark.drill
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WEBHOOKS = 500
 REPEATED = 50
 CONNECTIONS = 16

@@ -1,33 +1,26 @@
 """Nights, approvals, the GPU pool and what kills them: real runs of the deployments of prefect.yaml by real workers."""
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 from standardwebhooks import Webhook
 
 from potstill.promotions import promotions
-from tests.drills.conftest import Scene
+from tests.drills.operations.conftest import BY_HAND, NIGHTLY, Scene, seconds_until
 from tests.line_on_server import Line
-from tests.prefect_server import AUTH, free_port, running, wait_for
+from tests.prefect_server import free_port, running, wait_for
 
 pytestmark = pytest.mark.drill
 
 SECRET = "whsec_" + "A" * 32
-REPORT_SECONDS = 15
-"""Runner and worker report a crash each, seconds apart; the later report undoes a retry that came between them."""
-STARTING = ("SCHEDULED", "PENDING", "RUNNING")
-NIGHTLY, BY_HAND = "redistill/demo", "distill-student/demo"
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +77,9 @@ def test_a_student_waits_for_approval_with_no_process_and_is_released_with_who_a
     paid = scene.requests()
     with own.open("ab") as log:
         log.writelines(scene.log[400:450])
-    _resume(line, run, {"verdict": "maybe", "approver": "Jo", "reason": "hm"}, status="REJECT")
+    line.resume(run, {"verdict": "maybe", "approver": "Jo", "reason": "hm"}, status="REJECT")
     assert line.server.state(run["id"])["type"] == "PAUSED"
-    _resume(line, run, {"verdict": "approve", "approver": "Jo Bloggs", "reason": "read 20 answers"})
+    line.resume(run, {"verdict": "approve", "approver": "Jo Bloggs", "reason": "read 20 answers"})
     ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "CRASHED"})
     assert ended["name"] == "Completed", ended["message"]
     assert scene.requests() == paid, "it went on with the prompts that were approved"
@@ -99,7 +92,7 @@ def test_a_student_that_is_rejected_or_forgotten_is_not_released(scene: Scene) -
     line = scene.line
     run = line.start(BY_HAND, scene.recipe("refused", gate={"approval": "ask"}))
     line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
-    _resume(line, run, {"verdict": "reject", "approver": "Jo", "reason": "not this week"})
+    line.resume(run, {"verdict": "reject", "approver": "Jo", "reason": "not this week"})
     ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "CRASHED"})
     assert ended["name"] == "NotApproved", ended["message"]
     assert "Jo said no (not this week)" in ended["message"]
@@ -115,27 +108,9 @@ def test_a_student_that_is_rejected_or_forgotten_is_not_released(scene: Scene) -
     line.wait_for_state(again, lambda state: state["type"] == "PAUSED")
     waiting = line.run(NIGHTLY, scene.recipe("forgotten", gate={"approval": "ask"}))
     assert waiting["name"] == "Skipped", "one run waits for somebody already"
-    _resume(line, again, {"verdict": "approve", "approver": "Jo", "reason": "seen now"})
+    line.resume(again, {"verdict": "approve", "approver": "Jo", "reason": "seen now"})
     ended = line.wait_for_state(again, lambda state: state["type"] in {"COMPLETED", "FAILED", "CRASHED"})
     assert ended["name"] == "Completed", ended["message"]
-
-
-def test_a_run_that_crashes_after_its_approval_is_retried_and_asks_nobody_again(scene: Scene) -> None:
-    line = scene.line
-    run = line.start(BY_HAND, scene.recipe("crashed", gate={"approval": "ask"}))
-    asking = line.process_of(run)
-    line.wait_for_state(run, lambda state: state["type"] == "PAUSED")
-    asking.wait(60)
-    _resume(line, run, {"verdict": "approve", "approver": "Jo", "reason": "good"})
-    line.process_of(run).send_signal(signal.SIGKILL)
-    assert line.wait_for_state(run, lambda state: state["type"] not in {"PAUSED", *STARTING})["type"] == "CRASHED"
-    assert scene.champion("crashed") is None
-    time.sleep(REPORT_SECONDS)
-    line.server.call("-m", "prefect", "flow-run", "retry", run["id"])
-    ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "PAUSED"})
-    assert ended["name"] == "Completed", ended["message"]
-    [promotion] = promotions(line.home / "releases" / "crashed")
-    assert promotion.approval is not None
 
 
 def test_a_word_holds_for_the_student_that_was_shown_and_for_no_other(scene: Scene) -> None:
@@ -148,7 +123,7 @@ def test_a_word_holds_for_the_student_that_was_shown_and_for_no_other(scene: Sce
     assert line.run("distill-student/shown")["name"] == "Completed"
     champion = scene.champion("shown")
     assert champion is not None
-    _resume(line, run, {"verdict": "approve", "approver": "Jo", "reason": "against the old champion"})
+    line.resume(run, {"verdict": "approve", "approver": "Jo", "reason": "against the old champion"})
     line.wait_for_state(run, lambda state: state["type"] == "RUNNING")
     ended = line.wait_for_state(run, lambda state: state["type"] in {"COMPLETED", "FAILED", "PAUSED"})
     assert (ended["type"], scene.champion("shown")) == ("PAUSED", champion), "another decision is another question"
@@ -157,17 +132,17 @@ def test_a_word_holds_for_the_student_that_was_shown_and_for_no_other(scene: Sce
 def test_a_cancelled_run_cancels_its_training_and_a_cancelled_training_its_run(scene: Scene) -> None:
     line = scene.line
     recipe = scene.recipe("stopped", training={"epochs": 400, "seed": 1}, compute={"train": "pool"})
-    run, child, trainer = _training(line, recipe)
+    run, child, trainer = scene.start_training(recipe)
     asked = time.monotonic()
     line.cancel(run)
     assert line.wait_for_end(run, 60)["type"] == "CANCELLED"
     assert line.wait_for_end(child, 60)["type"] == "CANCELLED"
-    gone = _seconds_until(lambda: not trainer.is_running())
+    gone = seconds_until(lambda: not trainer.is_running())
     stopped = time.monotonic() - asked
     assert stopped < 45, f"the training ended {stopped:.0f} s after the cancellation"
     assert list((line.home / "runs" / "train").glob("*/checkpoints/checkpoint-*")), "it saved where it was"
 
-    run, child, trainer = _training(line, recipe)
+    run, child, trainer = scene.start_training(recipe)
     asked = time.monotonic()
     line.cancel(child)
     assert line.wait_for_end(child, 60)["type"] == "CANCELLED"
@@ -175,30 +150,6 @@ def test_a_cancelled_run_cancels_its_training_and_a_cancelled_training_its_run(s
     print(
         f"\ncancelled: training gone after {stopped:.1f} s ({gone:.1f} after its run); by its child {time.monotonic() - asked:.1f} s"
     )
-
-
-def test_a_killed_training_is_gone_on_with_and_a_killed_worker_does_not_stop_it(scene: Scene) -> None:
-    line = scene.line
-    recipe = scene.recipe("killed", training={"epochs": 60, "seed": 2}, compute={"train": "pool"})
-    run, child, _ = _training(line, recipe)
-    line.workers["gpu"].send_signal(signal.SIGKILL)
-    line.process_of(child).send_signal(signal.SIGKILL)
-    killed = time.monotonic()
-    line.start_worker("gpu")
-    assert line.wait_for_end(child, 150)["type"] == "CRASHED"
-    crashed = time.monotonic() - killed
-    assert crashed < 120, "by the zombie automation"
-    again = line.wait_for_state(run, lambda _: len(line.children(run)) > 1, 60)
-    assert again["type"] == "RUNNING"
-    second = line.children(run)[1]
-    line.wait_for_state(second, lambda state: state["type"] == "RUNNING", 120)
-    freed = time.monotonic() - killed
-    line.workers["gpu"].send_signal(signal.SIGKILL)
-    assert line.wait_for_end(second)["type"] == "COMPLETED", "what a dead worker left behind goes on"
-    line.start_worker("gpu")
-    ended = line.wait_for_end(run)
-    assert ended["name"] == "Completed", ended["message"]
-    print(f"\nworker and child killed: Crashed after {crashed:.0f} s, the next child ran after {freed:.0f} s")
 
 
 def test_a_training_that_fails_fails_its_run_with_the_reason(scene: Scene) -> None:
@@ -245,29 +196,6 @@ def test_a_signed_webhook_ends_in_a_release(scene: Scene) -> None:
     print(f"\nwebhook to release: {released:.0f} s")
 
 
-def _training(line: Line, recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], psutil.Process]:
-    """A run whose child trains just now, and the process that trains."""
-    run = line.start(BY_HAND, recipe)
-    line.wait_for_state(run, lambda _: bool(line.children(run)))
-    [child, *_] = line.children(run)
-    flow = line.process_of(child)
-    folder = line.home / "runs" / "train"
-    seen = _lines(folder)
-    _seconds_until(lambda: _lines(folder) > seen)
-    trainers = [one for one in flow.children(recursive=True) if "potstill.training.run" in " ".join(one.cmdline())]
-    return run, child, trainers[-1]
-
-
-def _lines(folder: Path) -> int:
-    return sum(len(path.read_bytes().splitlines()) for path in folder.glob("*/progress.jsonl"))
-
-
-def _resume(line: Line, run: dict[str, Any], word: dict[str, Any], status: str = "ACCEPT") -> None:
-    """As the form on the run's page does. Prefect keeps the form's schema an instant after it has suspended the run."""
-    url = f"{line.server.url}/flow_runs/{run['id']}/resume"
-    wait_for(lambda: httpx.post(url, json={"run_input": word}, auth=AUTH, timeout=30).json()["status"] == status, 30)
-
-
 def _deploy_as(line: Line, name: str, recipe: dict[str, Any]) -> None:
     """The demo's nightly deployment under another name, for another recipe."""
     line.server.post("/deployments/", _copy(line, NIGHTLY) | {"name": name, "parameters": {"recipe": recipe}})
@@ -297,11 +225,3 @@ def _send(url: str, message: str, body: bytes) -> tuple[int, bool]:
     }
     reply = httpx.post(f"{url}/inbox/hooked", content=body, headers=headers)
     return reply.status_code, reply.json().get("duplicate", False)
-
-
-def _seconds_until(look: Callable[[], bool], seconds: float = 240) -> float:
-    started = time.monotonic()
-    while not look():
-        assert time.monotonic() - started < seconds, "nothing happened"
-        time.sleep(0.2)
-    return time.monotonic() - started

@@ -17,7 +17,7 @@ from potstill.run_record import find_record
 
 pytestmark = pytest.mark.drill
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FIVE_OF_100 = 0.07
 """The test fraction with which the keyed hash gives five of the first hundred tickets to the test split."""
 

@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.drills.conftest import Scene
-from tests.drills.test_operations import (
+from tests.drills.operations.conftest import Scene
+from tests.drills.operations.test_operations import (
     test_a_student_waits_for_approval_with_no_process_and_is_released_with_who_and_why,
     test_nights_are_skipped_then_real_then_incremental_and_missed_ones_are_made_up_for_once,
     test_two_runs_of_one_recipe_at_once_pay_once,
