@@ -49,7 +49,7 @@ status:
 
 # The ignored folders hold flow tests only; collecting them would import Prefect and TRL for nothing.
 test-unit: setup
-	$(BIN)/pytest -n auto --dist worksteal -m "not flow and not drill and not gpu" --ignore=tests/flows --ignore=tests/training --ignore=tests/browser
+	$(BIN)/pytest -n auto --dist worksteal -m "not flow and not drill and not gpu" --ignore=tests/flows --ignore=tests/training --ignore=tests/browser --ignore=tests/drills
 
 # Flows, servers and trainings take both cores already: one after the other.
 test: test-unit

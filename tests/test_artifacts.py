@@ -315,6 +315,7 @@ def build_in_two_processes(store, calls, keys):
     return digests
 
 
+@pytest.mark.flow
 class TestTwoProcesses:
     def test_that_build_one_key_produce_it_once(self, store, tmp_path):
         digests = build_in_two_processes(store, tmp_path / "calls", "aa")
@@ -358,6 +359,7 @@ def crash_at(step: int) -> None:
     sys.addaudithook(watch)
 
 
+@pytest.mark.flow
 class TestCrash:
     """Between any two changes of the file system, the process is gone; what is left is nothing or the whole."""
 

@@ -419,6 +419,7 @@ def _release_many(home: Path, seeds: list[int], barrier) -> None:
         release(home, seed)
 
 
+@pytest.mark.flow
 def test_two_processes_release_at_once_and_every_move_is_kept(tmp_path: Path) -> None:
     for seed in range(8):
         student(tmp_path, seed)

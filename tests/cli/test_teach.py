@@ -281,6 +281,7 @@ def test_a_ledger_that_breaks_is_exit_1_and_the_summary_says_what_is_still_known
     assert (ended.summary["status"], ended.summary["attempts"], ended.summary["answered"]) == ("failed", 3, None)
 
 
+@pytest.mark.flow
 @pytest.mark.parametrize("times", [1, 3])
 def test_an_interrupted_command_is_exit_130_and_sums_up_what_was_answered(prompts: Path, times: int) -> None:
     with FakeTeacher(lambda asked: HANG if asked.number == 3 else None) as teacher:
@@ -297,6 +298,7 @@ def test_an_interrupted_command_is_exit_130_and_sums_up_what_was_answered(prompt
     assert err == "interrupted: run the same again to go on\n"
 
 
+@pytest.mark.flow
 def test_an_interrupted_command_says_what_is_at_the_provider_and_the_same_one_collects_it(
     prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -310,6 +310,7 @@ def start(url: str) -> Callable[[str, str], subprocess.Popen[str]]:
     return run
 
 
+@pytest.mark.flow
 def test_four_processes_on_a_new_database_never_overshoot_the_cap(
     start: Callable[[str, str], subprocess.Popen[str]], url: str
 ) -> None:
@@ -327,6 +328,7 @@ def test_four_processes_on_a_new_database_never_overshoot_the_cap(
     assert Ledger(url).account("run").committed_usd == Decimal("0.30")
 
 
+@pytest.mark.flow
 def test_what_a_killed_process_left_in_flight_becomes_unknown_at_its_bound_and_only_that(
     start: Callable[[str, str], subprocess.Popen[str]], url: str
 ) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.llm.test_pace_server import LATENCIES, Server, drive, seeds
+from tests.llm.test_pace_server import LATENCIES, Server, drilled, drive, seeds
 
 RPM, TPM = {"requests": 3000.0}, {"tokens": 300_000.0}
 SERVERS = [(RPM, "used"), (TPM, "used"), (TPM, "most")]
@@ -10,7 +10,7 @@ REQUESTS = {("requests", 5): 1500, ("requests", 60): 4000, ("tokens", 5): 1000, 
 
 
 @pytest.mark.parametrize("in_flight", [64, 512])
-@pytest.mark.parametrize("latency", ["20 ms", "200 ms", "lognormal"])
+@pytest.mark.parametrize("latency", ["lognormal", *drilled("20 ms", "200 ms")])
 @pytest.mark.parametrize("holds_seconds", [5, 60])
 @pytest.mark.parametrize(("per_minute", "charge"), SERVERS)
 def test_97_percent_of_a_limit_are_used_and_one_request_in_1000_is_refused(

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests.llm.test_pace_server import LATENCIES, Server, constant, drive, lognormal, seeds
+from tests.llm.test_pace_server import LATENCIES, Server, constant, drilled, drive, lognormal, seeds
 
 UNLIMITED = {"requests": 6e9}
 
 
-@pytest.mark.parametrize("retry_after", [1.0, 0.05])
+@pytest.mark.parametrize("retry_after", [1.0, *drilled(0.05)])
 @pytest.mark.parametrize("latency", ["200 ms", "lognormal"])
 @pytest.mark.parametrize("holds_seconds", [5, 60])
 def test_85_percent_of_the_rate_are_used_and_one_request_in_50_is_refused(
@@ -42,7 +42,7 @@ def test_a_limit_of_tokens_is_found_as_well() -> None:
 
 
 @pytest.mark.parametrize("per_minute", [{"requests": 3000}, {"tokens": 300_000}], ids=["requests", "tokens"])
-@pytest.mark.parametrize("latency", ["20 ms", "200 ms", "lognormal"])
+@pytest.mark.parametrize("latency", ["lognormal", *drilled("20 ms", "200 ms")])
 @pytest.mark.parametrize("holds_seconds", [5, 60])
 @pytest.mark.parametrize("seed", seeds(3, at_once=1))
 def test_a_server_that_refuses_at_once_and_asks_for_just_the_time_until_there_is_room_is_not_stormed(

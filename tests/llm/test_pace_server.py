@@ -198,6 +198,11 @@ def seeds(count: int, *, at_once: int) -> list[Any]:
     return [pytest.param(seed, marks=[pytest.mark.drill] if seed > at_once else []) for seed in range(1, count + 1)]
 
 
+def drilled(*values: Any) -> list[Any]:
+    """Values that `make drill` alone runs."""
+    return [pytest.param(value, marks=pytest.mark.drill) for value in values]
+
+
 LATENCIES = {"20 ms": constant(0.02), "200 ms": constant(0.2), "2 s": constant(2.0), "lognormal": lognormal(0.2)}
 
 

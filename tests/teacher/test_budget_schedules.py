@@ -15,7 +15,7 @@ from tests.teacher.simulation.owner import WatchedLedger
 from tests.teacher.simulation.schedule import Schedule
 from tests.teacher.simulation.world import Process, World
 
-SEEDS = 30
+SEEDS = 10
 MUTANT_SEEDS = 20
 """A mutant is found within so many."""
 
