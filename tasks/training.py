@@ -9,6 +9,7 @@ from potstill.artifacts import ArtifactRef, StageKey, open_store
 from potstill.recipe import Recipe
 from potstill.student.base import resolve_base
 from potstill.training import launch
+from potstill.training.spec import describe_curve
 from tasks.assembly import assemble_pairs
 from tasks.caching import mirror
 from tasks.generation import generate_arm
@@ -68,6 +69,5 @@ def train_dpo(recipe: Recipe, pairs: ArtifactRef, adapter: ArtifactRef) -> Artif
 
 def _shown(adapter: ArtifactRef, key: str) -> ArtifactRef:
     curve = launch.read_curve(open_store().path(adapter))
-    said = f"Loss by step; the last: {curve[-1].describe()}" if curve else "Loss by step: none is on record"
-    create_table_artifact([point.row for point in curve], key=key, description=said)
+    create_table_artifact([point.row for point in curve], key=key, description=f"Loss by step: {describe_curve(curve)}")
     return adapter

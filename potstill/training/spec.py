@@ -28,6 +28,11 @@ class TrainingSpec(Row):
     config: Training
 
 
+BARS = "▁▂▃▄▅▆▇█"
+DRAWN = 24
+"""So many bars draw a curve."""
+
+
 class Point(Row):
     """One line of `progress.jsonl`."""
 
@@ -87,3 +92,17 @@ def read_points(path: Path) -> list[Point]:
             point = Point.model_validate_json(line)
             points[point.step, point.validation_loss is not None] = point
     return [points[place] for place in sorted(points)]
+
+
+def describe_curve(points: list[Point]) -> str:
+    """One line that draws how the loss fell, such as `loss 3.21 ▇▅▃▂▁ 0.42; step 204 of 204, …`."""
+    if not points:
+        return "no loss is on record"
+    losses = [point.loss for point in points if point.loss is not None]
+    if len(losses) < 2:
+        return points[-1].describe()
+    drawn = [losses[i * (len(losses) - 1) // (DRAWN - 1)] for i in range(DRAWN)]
+    low, high = min(drawn), max(drawn)
+    levels = [round((loss - low) / (high - low or 1) * (len(BARS) - 1)) for loss in drawn]
+    line = "".join(BARS[level] for level in levels)
+    return f"loss {losses[0]:.4f} {line} {losses[-1]:.4f}; the last: {points[-1].describe()}"
