@@ -51,9 +51,9 @@ status:
 test-unit: setup
 	$(BIN)/pytest -n auto --dist worksteal -m "not flow and not drill and not gpu" --ignore=tests/flows --ignore=tests/training --ignore=tests/browser --ignore=tests/drills
 
-# Flows, servers and trainings take both cores already: one after the other.
+# One file a core at a time: the fixtures of a module, a server or a trained student, are made once.
 test: test-unit
-	$(BIN)/pytest -m "flow and not drill and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "flow and not drill and not gpu"
 
 DRILL := $(BIN)/pytest -m drill -o addopts="-ra --strict-markers -s --durations=0 --durations-min=1"
 

@@ -12,6 +12,7 @@ from deployments.box.places import Places
 from deployments.box.ports import check_ports
 from deployments.box.processes import processes
 from potstill.errors import UsageError
+from tests.box import free_ports
 
 
 @pytest.fixture
@@ -80,9 +81,9 @@ def test_each_card_has_a_worker_that_sees_no_other(places):
 
 def test_a_port_that_is_taken_is_named_with_its_holder_and_the_field():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+        port, [free] = listener.getsockname()[1], free_ports(1)
         with pytest.raises(UsageError) as error:
-            check_ports(Box.model_validate({"gateway": {"port": port}, "server": {"port": 1 + port % 60000}}), "b.yaml")
+            check_ports(Box.model_validate({"gateway": {"port": port}, "server": {"port": free}}), "b.yaml")
     said = f"port {port} is taken by process {os.getpid()} ("
     assert str(error.value).startswith(said)
     assert str(error.value).endswith("free it, or choose another as gateway.port in b.yaml")
