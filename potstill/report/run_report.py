@@ -95,7 +95,8 @@ class RunSummary(Row):
     def _links(self) -> str:
         """Where to read on. A browser opens no file from a page of a server: its path is only named."""
         page = f"[report.html]({self.link})" if self.link.startswith("http") else f"`{self.report}`"
-        served = f" Release: `{self.recipe}@{self.release}`." if self.release else ""
+        label = "Release" if self.is_served else "Version, which does not serve"
+        served = f" {label}: `{self.recipe}@{self.release}`." if self.release else ""
         return f"Report: {page}.{served}"
 
 
