@@ -1,5 +1,6 @@
 """What would stop a run later, found before anything is started or paid for."""
 
+from potstill.approval import needs_word
 from potstill.cluster import find_cluster
 from potstill.curation.curate import find_inputs
 from potstill.errors import NotAuthorisedError
@@ -15,7 +16,8 @@ from potstill.student.base import find_base
 
 
 def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: bool = False) -> None:
-    """Check that inputs, base, scorer and the named Dask workers are there, and the teacher's terms, key and price known.
+    """Check that inputs, base, scorer and the named Dask workers are there, the teacher's terms, key and price known, and the
+    operator's variables well formed.
 
     Args:
         recipe: what is to be run.
@@ -28,6 +30,7 @@ def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: b
         raise NotAuthorisedError(
             f"a deployed run reads only what {ROOTS_VARIABLE} names: set it for the worker to the directories of its recipes"
         )
+    needs_word(recipe)
     teacher = recipe.teacher
     base_url = base_url_of(teacher)
     find_inputs(recipe.curation.inputs)

@@ -1,4 +1,4 @@
-"""Which version of a recipe serves: aliases.json, and promotions.jsonl, the log of every move.
+"""Which version of a recipe serves: aliases.json, and promotions.jsonl, the log of every move and of every word on it.
 
 The log comes before the alias. A crash between the two leaves the old champion serving and a last line that did not come
 true: the next line starts from the champion that really served, and the same move again writes no second line.
@@ -22,7 +22,8 @@ ALIASES_FILE = "aliases.json"
 PROMOTIONS_FILE = "promotions.jsonl"
 
 Alias = Literal["champion", "candidate", "previous"]
-Move = Literal["release", "rollback"]
+Move = Literal["release", "rollback", "approval"]
+"""An approval moves nothing: it is a word on the version that is the champion already."""
 
 
 class Aliases(Row):
@@ -38,16 +39,26 @@ class Aliases(Row):
 
 
 class Promotion(Row):
-    """A move of the champion. It came true where the next line, or the champion of today, starts from `to_version`."""
+    """A move of the champion, or a word on it. It came true where the next line, or the champion of today, starts from
+    `to_version`.
+    """
 
     what: Move
     from_version: str | None
     to_version: str
     at: datetime
     decision_digest: str | None
-    """The gate decision behind a release; None for a rollback."""
+    """The gate decision behind it; None for a rollback."""
     approval: Approval | None = None
-    """Who let it in, where the recipe asks somebody."""
+    """Who let it in, where somebody was asked."""
+
+    def repeats(self, other: "Promotion | None") -> bool:
+        """Whether it is the same line, written again after a crash. Another approver's is not."""
+        if other is None:
+            return False
+        word, earlier = self.approval, other.approval
+        is_same_word = earlier is None if word is None else word.repeats(earlier)
+        return is_same_word and self.model_copy(update={"at": other.at, "approval": earlier}) == other
 
 
 def read_aliases(directory: Path) -> Aliases:
@@ -102,7 +113,7 @@ def move(
         approval=approval,
     )
     last = next(reversed(promotions(directory)), None)
-    if last is None or last.model_copy(update={"at": line.at, "approval": approval}) != line:
+    if not line.repeats(last):
         _append(directory / PROMOTIONS_FILE, line)
     write_atomically(directory / ALIASES_FILE, moved.model_dump_json(indent=2))
 

@@ -3,7 +3,7 @@
 $POTSTILL_HOME/releases/<recipe>/
   versions/<sha12>/       adapter/, golden.jsonl, decision.json, and version.json written last; never changed after
   aliases.json            which version is champion, candidate, previous; replaced atomically
-  promotions.jsonl        every move of the champion, appended before the alias moves
+  promotions.jsonl        every move of the champion, appended before the alias moves; and every word on it
 
 All that writes holds `releases/<recipe>/.lock`. A crash between any two steps leaves the old champion serving, and the
 same `publish` again completes: a version appears by one rename, and `potstill.promotions` moves the alias last.
@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from potstill.approval import Approval
+from potstill.approval import APPROVAL_VARIABLE, Approval, needs_word
 from potstill.artifacts import load_artifact, read_manifest
 from potstill.errors import ReleaseError
 from potstill.fingerprint import fingerprint
 from potstill.promotions import Alias, Aliases, came_true
 from potstill.records import Message, Row, adapter_name
-from potstill.shelves import Shelf, all_versions, shelf_at
+from potstill.shelves import Shelf, State, all_versions, shelf_at
 from potstill.student.base import PACKAGE_PREFIX, Base
 from potstill.versions import ADAPTER, Version, adapter_files, releasable_files, verify, version_digest, write_version
 
@@ -59,6 +59,13 @@ class Golden(Row):
     expected: str
 
 
+class Rival(NamedTuple):
+    """Whom a decision compared a student with."""
+
+    name: str | None
+    """As it signs its answers; None where nobody served."""
+
+
 class Release(NamedTuple):
     """What `publish` did."""
 
@@ -80,6 +87,7 @@ def publish(
     golden: Sequence[Golden],
     max_tokens: int,
     approval: Approval | None = None,
+    rival: Rival | None = None,
 ) -> Release:
     """Make a student that passed its gate a version, and the champion of its recipe.
 
@@ -88,13 +96,15 @@ def publish(
 
     `adapter` is the directory of a StudentAdapter artefact, inside a store or not; `golden` are test prompts with the
     evaluated student's answers, of which the first 20 are kept; `max_tokens` is the limit it was evaluated with; `approval`
-    goes into the log of moves.
+    goes into the log of moves, also where the student is the champion already; `rival`, where it is known, has to serve still.
 
-    Errors: `ReleaseError` where the decision did not pass or is about another student, the adapter could run code, or the name is no recipe's;
+    Errors: `ReleaseError` where the decision did not pass or is about another student, nobody's word is there and it needs one,
+    another champion serves than the rival, the adapter could run code, or the name is no recipe's;
     `ArtifactMissingError`, `ArtifactDamagedError` where the adapter, or a version of the same digest, is not whole.
     """
     if decision.verdict != "passed":
         raise ReleaseError(f"release {recipe}: the gate's verdict is {decision.verdict}, only a passed one is released")
+    _check_word(recipe, decision, approval)
     shelf = _shelf(home, recipe)
     artefact = load_artifact(adapter, "StudentAdapter")
     if decision.candidate not in {None, adapter_name(artefact.digest)}:
@@ -119,12 +129,13 @@ def publish(
         teacher_terms=read_manifest(adapter).teacher_terms,
     )
     with shelf.lock():
+        _check_rival(shelf, shelf.state(), version, rival)
         if shelf.holds(version.version):
             verify(shelf.bring(version.version))
         else:
             place, kept = shelf.workplace(version.version), golden[:GOLDEN_PROMPTS]
             shelf.add(write_version(place, version, adapter / ADAPTER, decision.model_dump_json(indent=2), kept))
-        _let_in(shelf, version, approval)
+        _let_in(shelf, version, approval, rival)
         now = shelf.aliases()
     return Release(version.version, now.previous, now.alias_of(version.version), digest)
 
@@ -196,14 +207,64 @@ def _what_there_is(home: Path) -> str:
     return f"released: {names}" if names else "nothing is released yet: run a recipe with `potstill run`"
 
 
-def _let_in(shelf: Shelf, version: Version, approval: Approval | None) -> None:
+def _check_word(recipe: str, decision: "GateDecision", approval: Approval | None) -> None:
+    if approval is not None and not approval.is_approved:
+        raise ReleaseError(f"release {recipe}: {approval.approver} said no: {approval.reason}")
+    if approval is None and needs_word():
+        raise ReleaseError(
+            f"release {recipe}: {APPROVAL_VARIABLE} is ask here, and nobody has approved this student: name who does, and why"
+        )
+    if approval is None and decision.candidate is None:
+        raise ReleaseError(
+            f"release {recipe}: the decision names no student, so somebody has to vouch that it is about this one: name "
+            "who does, and why; or let the gate read what evaluate wrote"
+        )
+
+
+def _is_settled(now: State, version: Version) -> bool:
+    """Whether its decision has moved the champion before, or has no need to."""
+    champion = now.aliases.champion
+    spent = {(line.to_version, line.decision_digest) for line in came_true(now.lines, champion)}
+    return champion == version.version or (version.version, version.decision_digest) in spent
+
+
+def _check_rival(shelf: Shelf, now: State, version: Version, rival: Rival | None) -> None:
+    """A decision holds against the champion that it compared with. The same weights under another limit are no other."""
+    if rival is None or _is_settled(now, version):
+        return
+    champion = None if now.aliases.champion is None else shelf.read(now.aliases.champion)
+    if champion is not None and adapter_files(champion) == adapter_files(version):
+        return
+    if rival.name != (None if champion is None else adapter_name(champion.adapter_digest)):
+        raise ReleaseError(
+            f"release {version.recipe}: the student was compared with {rival.name or 'no champion'}, and now "
+            f"{'nothing' if champion is None else f'{champion.name} ({adapter_name(champion.adapter_digest)})'} serves: start "
+            "the recipe again, it compares anew and pays for no answer twice"
+        )
+
+
+def _let_in(shelf: Shelf, version: Version, approval: Approval | None, rival: Rival | None) -> None:
     while True:
         before = shelf.state()
         now = before.aliases
-        spent = {(line.to_version, line.decision_digest) for line in came_true(before.lines, now.champion)}
-        if now.champion == version.version or (version.version, version.decision_digest) in spent:
+        if now.champion == version.version:
+            if approval is None or _is_on_record(before, version, approval):
+                return
+            what, moved = "approval", now
+        elif _is_settled(before, version):
             return
-        candidate = None if now.candidate == version.version else now.candidate
-        moved = Aliases(champion=version.version, candidate=candidate, previous=now.champion)
-        if shelf.move(before, moved, "release", version.decision_digest, approval):
+        else:
+            _check_rival(shelf, before, version, rival)
+            candidate = None if now.candidate == version.version else now.candidate
+            what, moved = "release", Aliases(champion=version.version, candidate=candidate, previous=now.champion)
+        if shelf.move(before, moved, what, version.decision_digest, approval):
             return
+
+
+def _is_on_record(now: State, version: Version, approval: Approval) -> bool:
+    return any(
+        line.to_version == version.version
+        and line.decision_digest == version.decision_digest
+        and approval.repeats(line.approval)
+        for line in came_true(now.lines, now.aliases.champion)
+    )

@@ -1,12 +1,13 @@
 """What one run made, by reference: enough to write its report at any later time."""
 
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from potstill.approval import Approval
+from potstill.approval import Approval, needs_word
 from potstill.artifacts import ArtifactRef, write_atomically
 from potstill.errors import DataError
 from potstill.object_store import ObjectStore, open_remote
@@ -28,7 +29,7 @@ class RunRecord(Row):
     evaluation: ArtifactRef
     decision: ArtifactRef
     approval: Approval | None = None
-    """None where the recipe asks nobody, or nobody has answered yet."""
+    """None where nobody is asked, or nobody has answered yet."""
     asked_in: str | None = None
     """The run on a Prefect server that waits for somebody's word on it."""
     release: Release | None = None
@@ -40,7 +41,7 @@ class RunRecord(Row):
     @property
     def awaits_approval(self) -> bool:
         """Whether a student, should it have passed, would have to be approved, and nobody has said a word yet."""
-        return self.recipe.gate.approval == "ask" and self.approval is None
+        return self.approval is None and needs_word(self.recipe)
 
     def directory(self, home: Path) -> Path:
         """Where its report is kept: a run of the same recipe writes to the same place."""
@@ -67,27 +68,46 @@ def find_record(home: Path, name: str) -> RunRecord:
     path = Path(name)
     if path.is_file():
         return _read(path)
-    if (remote := open_remote()) is not None:
-        return _find_in(remote, home, name)
-    found = sorted((home / "reports" / name).glob(f"*/{RECORD}"), key=lambda record: record.stat().st_mtime)
-    if not found:
-        known = sorted(record.parents[1].name for record in (home / "reports").glob(f"*/*/{RECORD}"))
-        raise DataError(f"no run of a recipe named {name!r}; runs of: {', '.join(dict.fromkeys(known)) or 'none yet'}")
-    return _read(found[-1])
+    remote = open_remote()
+    found = _latest_here(home, name) if remote is None else _latest_in(remote, home, name)
+    if found is None:
+        where, known = (f" in {remote.address}", _known_in(remote)) if remote else ("", _known_here(home))
+        raise DataError(f"no run of a recipe named {name!r}{where}; runs of: {', '.join(known) or 'none yet'}")
+    return _read(found)
 
 
-def _find_in(remote: ObjectStore, home: Path, name: str) -> RunRecord:
+def latest_record(home: Path, recipe: str) -> RunRecord | None:
+    """The record of a recipe's latest run; None where it had none. Errors: `DataError` where it cannot be read."""
+    remote = open_remote()
+    found = _latest_here(home, recipe) if remote is None else _latest_in(remote, home, recipe)
+    return None if found is None else _read(found)
+
+
+def _latest_here(home: Path, recipe: str) -> Path | None:
+    found = (home / "reports" / recipe).glob(f"*/{RECORD}")
+    return max(found, key=lambda record: record.stat().st_mtime, default=None)
+
+
+def _known_here(home: Path) -> list[str]:
+    return sorted({record.parents[1].name for record in (home / "reports").glob(f"*/*/{RECORD}")})
+
+
+def _latest_in(remote: ObjectStore, home: Path, recipe: str) -> Path | None:
     """The latest record of the bucket, brought here."""
-    records = {found: at for found, at in remote.names("reports").items() if found.endswith(f"/{RECORD}")}
-    latest = sorted((at, found) for found, at in records.items() if PurePosixPath(found).parts[1] == name)
-    if not latest:
-        known = sorted({PurePosixPath(found).parts[1] for found in records})
-        raise DataError(
-            f"no run of a recipe named {name!r} in {remote.address}; runs of: {', '.join(known) or 'none yet'}"
-        )
-    path = home / latest[-1][1]
-    remote.download(latest[-1][1], path)
-    return _read(path)
+    latest = max(((at, name) for name, at in _records(remote) if PurePosixPath(name).parts[1] == recipe), default=None)
+    if latest is None:
+        return None
+    path = home / latest[1]
+    remote.download(latest[1], path)
+    return path
+
+
+def _known_in(remote: ObjectStore) -> list[str]:
+    return sorted({PurePosixPath(name).parts[1] for name, _ in _records(remote)})
+
+
+def _records(remote: ObjectStore) -> Iterator[tuple[str, datetime]]:
+    return ((name, at) for name, at in remote.names("reports").items() if name.endswith(f"/{RECORD}"))
 
 
 def _read(path: Path) -> RunRecord:

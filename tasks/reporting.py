@@ -21,7 +21,7 @@ def report(run: RunRecord) -> RunSummary:
     summary = write_report(run, open_store())
     create_markdown_artifact(summary.describe(), key="summary", description=summary.headline)
     create_link_artifact(summary.link, key="report", link_text="report.html", description=f"{PAGE} of {summary.recipe}")
-    if summary.release is not None:
+    if summary.release is not None and summary.is_served:
         say_released(summary.recipe, summary.release, summary.verdict, summary.headline)
     return summary
 

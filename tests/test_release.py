@@ -2,12 +2,15 @@ import json
 import multiprocessing
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from potstill.approval import Approval
 from potstill.arms import Arm, answerer
 from potstill.artifacts import ArtifactStore, StageKey, load_artifact
 from potstill.errors import ArtifactDamagedError, ReleaseError
@@ -18,6 +21,7 @@ from potstill.records import TeacherTerms, adapter_name
 from potstill.release import (
     Golden,
     Release,
+    Rival,
     aliases,
     all_recipes,
     publish,
@@ -97,16 +101,28 @@ def test_a_version_whose_record_was_changed_is_damaged(tmp_path: Path) -> None:
         verify(directory)
 
 
-def release(home: Path, seed: int, recipe: str = "demo", **changes: GateDecision) -> Release:
+def release(home: Path, seed: int, recipe: str = "demo", **changes: Any) -> Release:
+    adapter = student(home, seed)
     return publish(
         home,
         recipe,
-        student(home, seed),
+        adapter,
         base=BASE,
-        decision=changes.get("decision", decision()),
+        decision=about(adapter, changes.pop("decision", decision())),
         golden=GOLDEN,
         max_tokens=16,
+        **changes,
     )
+
+
+def about(adapter: Path, found: GateDecision) -> GateDecision:
+    """The decision with the name of the student, where it names none."""
+    digest = load_artifact(adapter, "StudentAdapter").digest
+    return found.model_copy(update={"candidate": found.candidate or adapter_name(digest)})
+
+
+def word(approver: str = "Jo", *, is_approved: bool = True) -> Approval:
+    return Approval(is_approved=is_approved, approver=approver, reason="read 20 answers", at=datetime.now(UTC))
 
 
 def tree(directory: Path) -> dict[str, bytes]:
@@ -129,7 +145,8 @@ def test_first_release_is_whole_and_becomes_champion(tmp_path: Path) -> None:
         "decision.json",
         "golden.jsonl",
     }
-    assert GateDecision.model_validate_json((directory / "decision.json").read_bytes()) == decision()
+    kept = GateDecision.model_validate_json((directory / "decision.json").read_bytes())
+    assert kept == about(student(tmp_path, 1), decision())
     golden = [Golden.model_validate_json(line) for line in (directory / "golden.jsonl").read_text().splitlines()]
     assert golden == GOLDEN[:20]
 
@@ -144,7 +161,7 @@ def test_a_version_says_under_which_terms_its_teachers_answered(tmp_path: Path) 
         return 1
 
     adapter = store.path(store.build(key, "StudentAdapter", produce, teacher_terms=[terms]))
-    publish(tmp_path, "demo", adapter, base=BASE, decision=decision(), golden=GOLDEN, max_tokens=64)
+    publish(tmp_path, "demo", adapter, base=BASE, decision=about(adapter, decision()), golden=GOLDEN, max_tokens=64)
     [version] = releases(tmp_path, "demo")
     assert version.teacher_terms == (terms,)
     verify(version_directory(tmp_path, version))
@@ -192,7 +209,7 @@ def test_an_adapter_that_could_run_code_is_refused(tmp_path: Path, name: str, te
             "demo",
             adapter,
             base=BASE,
-            decision=decision(),
+            decision=about(adapter, decision()),
             golden=(),
             max_tokens=16,
         )
@@ -228,6 +245,109 @@ def test_what_was_rolled_back_returns_only_on_a_new_decision(tmp_path: Path) -> 
     assert (again.version, again.alias) == (second.version, "previous")
     assert resolve(tmp_path, "demo").version == first.version
     assert release(tmp_path, 2, decision=decision(n=301)).alias == "champion"
+
+
+@both
+def test_a_word_on_the_champion_moves_nothing_and_stays_in_its_lineage(tmp_path: Path) -> None:
+    first, second = release(tmp_path, 1), release(tmp_path, 2)
+    before = aliases(tmp_path, "demo")
+    for approver in ("Jo", "Jo", "Ann"):
+        assert release(tmp_path, 2, approval=word(approver)) == second
+    assert aliases(tmp_path, "demo") == before
+    log = shelf_at(tmp_path / "releases" / "demo").state().lines
+    assert [(line.what, line.approval and line.approval.approver) for line in log] == [
+        ("release", None),
+        ("release", None),
+        ("approval", "Jo"),
+        ("approval", "Ann"),
+    ]
+    assert came_true(log, second.version) == log
+    assert rollback(tmp_path, "demo").champion == first.version
+    assert release(tmp_path, 2, approval=word()).alias == "previous", (
+        "a word on what was rolled back brings nothing back"
+    )
+    log = shelf_at(tmp_path / "releases" / "demo").state().lines
+    assert came_true(log, first.version) == log
+
+
+@both
+def test_a_new_decision_on_the_champion_that_somebody_approved_is_spent(tmp_path: Path) -> None:
+    release(tmp_path, 1)
+    release(tmp_path, 2)
+    release(tmp_path, 2, decision=decision(n=301), approval=word())
+    rollback(tmp_path, "demo")
+    assert release(tmp_path, 2, decision=decision(n=301)).alias == "previous"
+
+
+def test_the_line_of_a_move_that_a_crash_undid_does_not_name_the_next_approver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = release(tmp_path, 1)
+
+    def crash(*_) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr("potstill.promotions.write_atomically", crash)
+        with pytest.raises(Crash):
+            release(tmp_path, 2, approval=word("Jo"))
+    directory = tmp_path / "releases" / "demo"
+    assert aliases(tmp_path, "demo").champion == first.version
+    second = release(tmp_path, 2, approval=word("Ann"))
+    lines = came_true(promotions(directory), second.version)
+    assert [line.approval and line.approval.approver for line in lines] == [None, "Ann"]
+
+
+@both
+def test_where_the_operator_asks_nothing_is_released_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTSTILL_APPROVAL", "ask")
+    with pytest.raises(ReleaseError, match=r"POTSTILL_APPROVAL is ask here, and nobody has approved"):
+        release(tmp_path, 1)
+    with pytest.raises(ReleaseError, match="Jo said no: read 20 answers"):
+        release(tmp_path, 1, approval=word(is_approved=False))
+    assert all_recipes(tmp_path) == []
+    assert release(tmp_path, 1, approval=word()).alias == "champion"
+
+
+def test_a_decision_that_names_no_student_is_released_on_somebodys_word_only(tmp_path: Path) -> None:
+    adapter = student(tmp_path, 1)
+    given: dict[str, Any] = {"base": BASE, "decision": decision(), "golden": (), "max_tokens": 16}
+    with pytest.raises(ReleaseError, match="the decision names no student, so somebody has to vouch"):
+        publish(tmp_path, "demo", adapter, **given)
+    assert publish(tmp_path, "demo", adapter, **given, approval=word()).alias == "champion"
+
+
+def name_of(home: Path, seed: int) -> str:
+    return adapter_name(load_artifact(student(home, seed), "StudentAdapter").digest)
+
+
+@both
+def test_a_decision_holds_against_the_champion_that_it_compared_with(tmp_path: Path) -> None:
+    first = release(tmp_path, 1, rival=Rival(None))
+    for rival in (Rival(None), Rival(name_of(tmp_path, 3))):
+        with pytest.raises(ReleaseError, match=f"and now demo@{first.version} .* serves: start the recipe again"):
+            release(tmp_path, 2, rival=rival, approval=word())
+    assert [version.version for version in releases(tmp_path, "demo")] == [first.version], "not even as a version"
+    second = release(tmp_path, 2, rival=Rival(name_of(tmp_path, 1)))
+    assert second.alias == "champion"
+    assert release(tmp_path, 2, rival=Rival(name_of(tmp_path, 1))) == second, "its own decision again"
+    rollback(tmp_path, "demo")
+    longer = publish(
+        tmp_path,
+        "demo",
+        student(tmp_path, 1),
+        base=BASE,
+        decision=about(student(tmp_path, 1), decision()),
+        golden=(),
+        max_tokens=17,
+        rival=Rival(None),
+    )
+    assert (longer.alias, longer.previous) == ("champion", first.version), "the same weights are no other champion"
+    rollback(tmp_path, "demo")
+    with pytest.raises(ReleaseError, match=f"compared with {name_of(tmp_path, 2)}, and now demo@{first.version}"):
+        release(tmp_path, 3, rival=Rival(name_of(tmp_path, 2)))
 
 
 @both
@@ -277,7 +397,7 @@ def test_a_damaged_adapter_is_not_released(tmp_path: Path) -> None:
             "demo",
             next((tmp_path / "artifacts" / "StudentAdapter").iterdir()),
             base=BASE,
-            decision=decision(),
+            decision=decision().model_copy(update={"candidate": "adapter 0"}),
             golden=(),
             max_tokens=16,
         )

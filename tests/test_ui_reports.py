@@ -24,6 +24,7 @@ def summary(tmp_path: Path) -> RunSummary:
         unknown_usd=Decimal(0),
         cost_per_1k_usd={"teacher": Decimal("0.5"), "student": None},
         release="0123456789ab",
+        is_served=True,
         approval=None,
         report=str(tmp_path / "reports" / "tickets" / "abc" / "report.html"),
     )
@@ -36,7 +37,9 @@ def test_the_summary_begins_with_the_verdict_and_names_report_and_release(
     verdict, links, *_ = summary.describe().split("\n\n")
     assert verdict == f"**{VERDICT}**"
     assert "[report.html](http://127.0.0.1:8390/tickets/abc/report.html)" in links
-    assert "`tickets@0123456789ab`" in links
+    assert "Release: `tickets@0123456789ab`" in links
+    taken_out = summary.model_copy(update={"is_served": False})
+    assert "Version, which does not serve: `tickets@0123456789ab`" in taken_out.describe()
 
 
 def test_a_report_that_no_server_shows_is_named_by_its_path(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from deployments.box.config import HOST, ROOT, Box
 from deployments.box.places import Places
+from potstill.approval import APPROVAL_VARIABLE
 from potstill.keeper import MARK
 from potstill.llm.keys import without_keys
 from potstill.prefect_api import AUTH_VARIABLE, URL_VARIABLE, PrefectApi
@@ -32,6 +33,10 @@ FOR_RUNS = {
     "PREFECT_CLIENT_MAX_RETRIES": "10",  # on SQLite under load the server answers 503 more often than 5 retries bear
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # without it nobody sees that a run has died with its worker
 }
+
+
+FOR_SHELLS = ("POTSTILL_REPORTS_URL", APPROVAL_VARIABLE)
+"""What commands by hand share with the workers, where it is set."""
 
 
 class Environments(NamedTuple):
@@ -102,7 +107,7 @@ def write_shell_file(places: Places, found: Environments) -> None:
         "POTSTILL_HOME": str(places.home),
         "PREFECT_HOME": str(places.home / "prefect"),
         **found.client,
-        **{name: found.worker[name] for name in ("POTSTILL_REPORTS_URL",) if name in found.worker},
+        **{name: found.worker[name] for name in FOR_SHELLS if name in found.worker},
     }
     text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in names.items())
     _write_private(places.env, text)

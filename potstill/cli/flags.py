@@ -3,17 +3,18 @@
 import re
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from potstill.errors import UsageError
-from potstill.recipe import Part, Price, Recipe
+from potstill.recipe import Price, Recipe
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=BaseModel)
 
 SHORTER = {
     "retention_floor": "floor",
     "timeout_seconds": "timeout",
     "run_usd": "budget-usd",
+    "approver": "by",
     **dict.fromkeys(("input_per_million", "output_per_million"), "price"),
 }
 """Fields whose flag is not their name."""
@@ -30,7 +31,7 @@ def flag_of(field: str) -> str:
 
 
 def checked(part: type[P], /, **values: Any) -> P:
-    """A section of the recipe from flags. Errors: `UsageError` naming the flag, its value and what is allowed."""
+    """A section of the recipe, or another model, from flags. Errors: `UsageError` naming the flag, its value and what is allowed."""
     try:
         return part(**values)
     except ValidationError as error:

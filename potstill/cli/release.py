@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson, say
-from potstill.errors import UsageError
+from potstill.errors import ReleaseError, UsageError
 from potstill.home import potstill_home
 
 if TYPE_CHECKING:
+    from potstill.approval import Approval
     from potstill.gate import GateDecision
 
 
@@ -22,6 +23,8 @@ def release(
     recipe: str,
     decision: Path,
     max_tokens: int = 512,
+    by: str | None = None,
+    reason: str | None = None,
     as_json: AsJson = False,
 ) -> int:
     """Make a student that passed its gate a version, and the champion of its recipe. Exit code 3 or 4 where it did not.
@@ -31,6 +34,9 @@ def release(
         recipe: The name under which it is served.
         decision: The file that `potstill gate --out` wrote, or a GateDecision directory.
         max_tokens: Longest answer where a request names no limit.
+        by: Who approves, for the release's lineage. Needed where the operator (POTSTILL_APPROVAL) or the recipe's latest run
+            asks, and where the decision names no student.
+        reason: Why, for the release's lineage.
     """
     from potstill import release as versions
     from potstill.artifacts import load_artifact, open_store
@@ -44,6 +50,7 @@ def release(
             say({"version": None, "previous": None, "alias": None, "digest": None}, as_json=True)
         return verdict.exit_code
     load_artifact(student, KIND)
+    approval = _word(recipe, verdict, by, reason)
     published = versions.publish(
         potstill_home(),
         recipe,
@@ -52,6 +59,7 @@ def release(
         decision=verdict,
         golden=(),
         max_tokens=max_tokens,
+        approval=approval,
     )
     say(published._asdict(), as_json=as_json)
     return 0
@@ -103,6 +111,31 @@ def rollback(recipe: Annotated[str, Parameter(name="RECIPE", negative="")], /, *
 
     say(versions.rollback(potstill_home(), recipe).model_dump(mode="json"), as_json=as_json)
     return 0
+
+
+def _word(recipe: str, decision: GateDecision, by: str | None, reason: str | None) -> Approval | None:
+    """Somebody's word, where it is given; errors where it is needed and is not."""
+    from potstill.cli.approve import word_of
+
+    if by is not None and reason is not None:
+        return word_of(by, reason)
+    if by is not None or reason is not None:
+        raise UsageError("--by NAME and --reason TEXT belong together: give both")
+    if (asks := _who_asks(recipe, decision)) is not None:
+        raise ReleaseError(f"release {recipe}: {asks}: add --by NAME --reason TEXT, who approves it and why")
+    return None
+
+
+def _who_asks(recipe: str, decision: GateDecision) -> str | None:
+    from potstill.approval import APPROVAL_VARIABLE, needs_word
+    from potstill.run_record import latest_record
+
+    if needs_word():
+        return f"{APPROVAL_VARIABLE} is ask here"
+    if decision.candidate is None:
+        return "the decision names no student, as the gate did not read what evaluate wrote, so somebody has to vouch for it"
+    latest = latest_record(potstill_home(), recipe)
+    return None if latest is None or not needs_word(latest.recipe) else "gate.approval of its latest run is ask"
 
 
 def _read_decision(path: Path) -> GateDecision:

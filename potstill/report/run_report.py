@@ -16,6 +16,7 @@ from potstill.gate import CANDIDATE, GateDecision, Verdict
 from potstill.gate_stage import read_decision
 from potstill.ledger.spend import to_nano
 from potstill.records import Row
+from potstill.release import aliases
 from potstill.report.page import (
     ArmRow,
     CheckRow,
@@ -61,6 +62,10 @@ class RunSummary(Row):
     """What 1,000 requests cost at the teacher and on the student's machine."""
     release: str | None
     """The version that this student is, where it was released."""
+    is_served: bool = False
+    """Whether that version answers to the recipe's name, as this was written."""
+    student: str | None = None
+    """The student's digest, as the page shows it: `potstill approve --student` takes it."""
     approval: Approval | None = None
     """Somebody's word, where the recipe asks for it and it has been said."""
     report: str
@@ -90,7 +95,8 @@ class RunSummary(Row):
     def _links(self) -> str:
         """Where to read on. A browser opens no file from a page of a server: its path is only named."""
         page = f"[report.html]({self.link})" if self.link.startswith("http") else f"`{self.report}`"
-        served = f" Release: `{self.recipe}@{self.release}`." if self.release else ""
+        label = "Release" if self.is_served else "Version, which does not serve"
+        served = f" {label}: `{self.recipe}@{self.release}`." if self.release else ""
         return f"Report: {page}.{served}"
 
 
@@ -101,15 +107,18 @@ def write_report(run: RunRecord, store: ArtifactStore) -> RunSummary:
     decision = read_decision(store.path(run.decision))
     spend = collect.read_summary(store.path(run.completions))
     cost = _cost_per_1k(run, spend, store)
+    champion = aliases(store.root, run.recipe.name).champion
     summary = RunSummary(
         recipe=run.recipe.name,
         verdict=decision.verdict,
-        headline=_headline(run, decision),
+        headline=_headline(run, decision, champion),
         arms={arm.arm: ArmSummary(score=arm.score, low=arm.low, high=arm.high, n=arm.n) for arm in evaluation.arms},
         spent_usd=spend.total_cost_usd,
         unknown_usd=spend.unknown_usd,
         cost_per_1k_usd={"teacher": cost.teacher, "student": cost.student},
         release=run.release.version if run.release else None,
+        is_served=run.release is not None and run.release.version == champion,
+        student=run.student.digest[:12],
         approval=run.approval,
         report=str(directory / "report.html"),
     )
@@ -234,19 +243,29 @@ def _cost_per_1k(run: RunRecord, spend: CompletionsSummary, store: ArtifactStore
     )
 
 
-def _headline(run: RunRecord, decision: GateDecision) -> str:
+def _headline(run: RunRecord, decision: GateDecision, champion: str | None) -> str:
     kept = f"retention {format_score(decision.retention)}, lower bound {format_score(decision.lower)}, floor {decision.floor:g}"
-    return f"{decision.verdict.capitalize()}: {kept}, {decision.n} test prompts; {_served(run, decision)}"
+    return f"{decision.verdict.capitalize()}: {kept}, {decision.n} test prompts; {_served(run, decision, champion)}"
 
 
-def _served(run: RunRecord, decision: GateDecision) -> str:
+def _served(run: RunRecord, decision: GateDecision, champion: str | None) -> str:
+    """What became of the student, and what is true of it now: an old run may be shown again."""
     name, word = run.recipe.name, run.approval
     if run.release is not None:
-        return f"{name}@{run.release.version} is released" + (f", approved by {word.approver}" if word else "")
+        approved = f", approved by {word.approver}" if word else ""
+        if run.release.version == champion:
+            return f"{name}@{champion} is released{approved}"
+        serves = f"{name}@{champion} serves" if champion else "nothing serves"
+        if run.release.alias == "champion":
+            return f"{name}@{run.release.version} was released{approved}; now {serves}"
+        return (
+            f"{name}@{run.release.version} does not serve{approved}: it was taken out of service after this decision, and only "
+            f"a new decision or `potstill rollback {name}` brings it back; {serves}"
+        )
     if word is not None:
         return f"nothing is released: {word.approver} said no ({word.reason})"
     if decision.verdict == "passed" and run.awaits_approval:
-        return f"nothing is released yet: it awaits approval (Resume in the menu of the run's page, or `potstill approve {name}`)"
+        return f"nothing is released yet: it awaits approval (Resume in the menu of the run's page, or `potstill approve {name} --student {run.student.digest[:12]}`)"
     return "nothing is released"
 
 

@@ -1,6 +1,7 @@
 """The command line as its users see it: exit codes, what is said and where, and the last line for programs."""
 
 import json
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,14 +14,17 @@ from typing import NamedTuple
 import pytest
 from filelock import FileLock
 
-from potstill.artifacts import ArtifactStore, StageKey, load_artifact
+from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey, load_artifact, read_manifest
 from potstill.cli import COMMANDS, main
 from potstill.cli.console import say
 from potstill.curation.curate import stage_key
 from potstill.errors import DataError, RecipeError
-from potstill.recipe import Curation, Student, Training
-from potstill.records import Prompt, read_parquet
+from potstill.home import potstill_home
+from potstill.promotions import promotions
+from potstill.recipe import Curation, Recipe, Student, Training
+from potstill.records import Prompt, adapter_name, read_parquet
 from potstill.report.run_report import RunSummary
+from potstill.run_record import RunRecord
 from potstill.training.spec import TrainingSpec
 
 RECIPE = """\
@@ -520,6 +524,26 @@ class TestRun:
         assert second.startswith("router.yaml:1: nmae: unknown field (value 'router'); did you mean name?")
 
 
+def write_asking_run(name: str) -> None:
+    """What a run leaves that passed and awaits a word; the artefacts behind it are not there."""
+    asking = Recipe.model_validate(
+        {
+            "name": name,
+            "task": {"kind": "extraction"},
+            "curation": {"inputs": ["x"]},
+            "teacher": {"model": "m"},
+            "student": {"base": "x"},
+            "gate": {"approval": "ask"},
+        }
+    )
+    ref = ArtifactRef(kind="Rows", uri="x", digest="0" * 64, num_rows=1)
+    refs = ("prompts", "completions", "dataset", "student", "evaluation", "decision")
+    RunRecord(recipe=asking, **dict.fromkeys(refs, ref)).write(potstill_home())
+
+
+VOUCHED = ("--recipe", "demo", "--by", "Jo Bloggs", "--reason", "our own scores")
+
+
 class TestRelease:
     @pytest.fixture
     def make_student(self, place):
@@ -563,7 +587,7 @@ class TestRelease:
 
     def test_two_releases_and_a_rollback(self, potstill, make_student, decide):
         first, second = (
-            potstill("release", make_student(name), "--recipe", "demo", "--decision", decide(right), "--json").json
+            potstill("release", make_student(name), "--decision", decide(right), *VOUCHED, "--json").json
             for name, right in (("one", 198), ("two", 199))
         )
         assert first.keys() == {"version", "previous", "alias", "digest"}
@@ -578,6 +602,50 @@ class TestRelease:
             f"demo@{first['version']}  champion",
             f"demo@{second['version']}  previous",
         ]
+
+    def test_a_decision_that_names_no_student_needs_somebody_who_vouches(self, potstill, make_student, decide, place):
+        given = ("release", make_student("one"), "--recipe", "demo", "--decision", decide(198))
+        refused = potstill(*given)
+        assert refused.code == 1
+        assert "the decision names no student" in refused.err
+        assert refused.err.endswith("add --by NAME --reason TEXT, who approves it and why\n")
+        assert potstill(*given, "--by", "Jo").err == "error: --by NAME and --reason TEXT belong together: give both\n"
+        blank = potstill(*given, "--by", " ", "--reason", "r")
+        assert (blank.code, blank.err.startswith("error: --by  : ")) == (2, True)
+        assert potstill("releases").out.startswith("nothing is released yet")
+        assert potstill("release", "one", "--decision", "decision198.json", *VOUCHED).code == 0
+        [line] = promotions(potstill_home() / "releases" / "demo")
+        assert (line.approval.approver, line.approval.reason) == ("Jo Bloggs", "our own scores")
+
+    def test_what_the_operator_or_the_recipes_run_asks_holds_by_hand_too(
+        self, potstill, make_student, decide, place, monkeypatch
+    ):
+        name = make_student("one")
+        named = json.loads((place / decide(198)).read_text())
+        named["candidate"] = adapter_name(read_manifest(place / name).digest)
+        (place / "named.json").write_text(json.dumps(named))
+        given = ("release", name, "--recipe", "demo", "--decision", "named.json")
+        monkeypatch.setenv("POTSTILL_APPROVAL", "ask")
+        refused = potstill(*given)
+        assert (refused.code, "POTSTILL_APPROVAL is ask here: add --by NAME" in refused.err) == (1, True)
+        monkeypatch.delenv("POTSTILL_APPROVAL")
+        write_asking_run("demo")
+        refused = potstill(*given)
+        assert (refused.code, "gate.approval of its latest run is ask: add --by NAME" in refused.err) == (1, True)
+        shutil.rmtree(potstill_home() / "reports")
+        assert potstill(*given).code == 0
+
+    def test_a_word_is_about_the_student_that_was_seen(self, potstill, place):
+        write_asking_run("demo")
+        given = ("approve", "demo", "--by", "Jo", "--reason", "r", "--student")
+        other = potstill(*given, "1" * 12)
+        assert other.code == 1
+        assert other.err == (
+            "error: approve demo: the student of its latest run is 000000000000, not 111111111111: read the report of that "
+            "one first (`potstill report demo`)\n"
+        )
+        short = potstill(*given, "0")
+        assert (short.code, "give the 12 digits that the report shows" in short.err) == (2, True)
 
     @pytest.mark.parametrize(("right", "code"), [(150, 3), (190, 4)])
     def test_a_student_that_did_not_pass_is_not_released(self, potstill, make_student, decide, right, code):
@@ -600,7 +668,7 @@ class TestRelease:
         assert "adapter/adapter_model.safetensors differ from manifest.json" in ended.err
 
     def test_a_name_that_is_no_recipes_is_refused(self, potstill, make_student, decide):
-        ended = potstill("release", make_student("one"), "--recipe", "../demo", "--decision", decide(198))
+        ended = potstill("release", make_student("one"), "--recipe", "../demo", "--decision", decide(198), *VOUCHED[2:])
         assert ended.code == 1
         assert "'../demo' is no recipe's name" in ended.err
 

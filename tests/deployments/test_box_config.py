@@ -148,3 +148,12 @@ def test_runs_may_read_the_roots_of_the_file_and_the_inbox_unless_the_user_names
     ]
     assert environments(Box(), places, {"POTSTILL_DATA_ROOTS": "/data"}).worker["POTSTILL_DATA_ROOTS"] == "/data"
     assert worker["POTSTILL_REPORTS_URL"] == "http://127.0.0.1:8390"
+
+
+def test_what_the_operator_asks_holds_for_workers_and_in_the_shells_of_the_box(places):
+    asking = environments(Box(), places, {"POTSTILL_APPROVAL": "ask"})
+    assert asking.worker["POTSTILL_APPROVAL"] == "ask"
+    write_shell_file(places, asking)
+    assert "export POTSTILL_APPROVAL=ask\n" in places.env.read_text()
+    write_shell_file(places, environments(Box(), places, {}))
+    assert "POTSTILL_APPROVAL" not in places.env.read_text()

@@ -5,27 +5,34 @@ import json
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
 
 from flows.distill_student import distill_student
 from flows.redistill import redistill
-from potstill.artifacts import open_store
+from potstill.approval import Approval
+from potstill.artifacts import StageKey, open_store
 from potstill.cli import main
 from potstill.evaluation.report import read_arms
-from potstill.promotions import promotions
+from potstill.gate_stage import read_decision
+from potstill.promotions import came_true, promotions
 from potstill.recipe import Compute, Dpo, Gate, Recipe, Student
-from potstill.release import aliases, releases
+from potstill.release import aliases, publish, releases, rollback
 from potstill.report.run_report import RunSummary
 from potstill.run_record import find_record
+from potstill.student.base import resolve_base
 from potstill.teacher.collect import read_summary
 from potstill.training.launch import read_spec, read_status
+from tasks.events import say_released
 from tests.tiny_student import build_base
 
 pytestmark = pytest.mark.flow
@@ -128,22 +135,115 @@ def test_a_run_by_hand_that_awaits_approval_is_released_by_the_command(
     recipe = distilled.recipe.model_copy(update={"name": "asked", "gate": Gate(retention_floor=0.9, approval="ask")})
     state = run(recipe)
     assert state.name == "AwaitsApproval"
-    assert "or `potstill approve asked`)" in (state.message or "")
+    seen = find_record(distilled.home, "asked").student.digest[:12]
+    assert f"or `potstill approve asked --student {seen}`)" in (state.message or "")
     assert aliases(distilled.home, "asked").champion is None
-    with pytest.raises(SystemExit) as ended:
-        main(["approve", "asked", "--by", "Jo Bloggs", "--reason", "read 20 answers", "--json"])
-    assert ended.value.code == 0
-    said = json.loads(capsys.readouterr().out)
+    assert approve(capsys, "asked", "--student", "0" * 12).startswith(
+        "error: approve asked: the student of its latest run"
+    )
+    assert aliases(distilled.home, "asked").champion is None
+    said = json.loads(approve(capsys, "asked", "--student", seen, "--json", code=0))
     assert aliases(distilled.home, "asked").champion == said["release"]
     assert "is released, approved by Jo Bloggs" in said["headline"]
     assert "approved by Jo Bloggs on" in html.unescape(Path(said["report"]).read_text())
     [promotion] = promotions(distilled.home / "releases" / "asked")
     assert promotion.approval is not None
     assert promotion.approval.reason == "read 20 answers"
+    assert "its latest run awaits no approval: Passed:" in approve(capsys, "asked")
+
+
+def approve(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> str:
     with pytest.raises(SystemExit) as ended:
-        main(["approve", "asked", "--by", "Jo", "--reason", "again"])
-    assert ended.value.code == 1
-    assert "its latest run awaits no approval: Passed:" in capsys.readouterr().err
+        main(["approve", *arguments, "--by", "Jo Bloggs", "--reason", "read 20 answers"])
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    return said.err if code else said.out
+
+
+def test_a_word_on_a_student_that_serves_already_is_kept_in_its_lineage(
+    distilled: Distilled, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(distilled.recipe.model_copy(update={"name": "served"})).name == "Completed"
+    [first] = promotions(distilled.home / "releases" / "served")
+    monkeypatch.setenv("POTSTILL_APPROVAL", "ask")
+    assert "`potstill rollback served` takes it out" in approve(capsys, "served", "--reject")
+    approve(capsys, "served", code=0)
+    moved, told = promotions(distilled.home / "releases" / "served")
+    assert moved == first
+    assert (told.what, told.approval and told.approval.approver) == ("approval", "Jo Bloggs")
+    assert came_true([moved, told], told.to_version) == [moved, told]
+
+
+def test_a_word_by_hand_against_a_champion_that_came_meanwhile_is_refused(
+    distilled: Distilled, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTSTILL_APPROVAL", "ask")
+    assert run(distilled.recipe.model_copy(update={"name": "overtaken"})).name == "AwaitsApproval"
+    store, record = open_store(), find_record(distilled.home, "overtaken")
+
+    def other_weights(directory: Path) -> int:
+        shutil.copytree(store.path(record.student) / "adapter", directory / "adapter")
+        (directory / "adapter" / "more.json").write_text("{}")
+        return 1
+
+    meanwhile = publish(
+        distilled.home,
+        "overtaken",
+        store.path(store.build(StageKey("train", 1, "0" * 64), "StudentAdapter", other_weights)),
+        base=resolve_base(record.recipe.student, store),
+        decision=read_decision(store.path(record.decision)).model_copy(update={"candidate": None}),
+        golden=(),
+        max_tokens=8,
+        approval=Approval(is_approved=True, approver="Ann", reason="hers", at=datetime.now(UTC)),
+    )
+    said = approve(capsys, "overtaken")
+    assert f"was compared with no champion, and now overtaken@{meanwhile.version} (adapter " in said
+    assert aliases(distilled.home, "overtaken").champion == meanwhile.version
+    assert find_record(distilled.home, "overtaken").awaits_approval, "the word was not taken"
+
+
+def test_a_release_is_told_only_while_its_version_serves(distilled: Distilled) -> None:
+    store, record = open_store(), find_record(distilled.home, "tickets")
+    mine = aliases(distilled.home, "tickets").champion
+    assert mine is not None
+    rival = publish(
+        distilled.home,
+        "tickets",
+        store.path(record.student),
+        base=resolve_base(record.recipe.student, store),
+        decision=read_decision(store.path(record.decision)),
+        golden=(),
+        max_tokens=9,
+    )
+    assert rival.alias == "champion"
+    told = num_told(mine)
+    state = run(distilled.recipe)
+    assert state.name == "Completed"
+    assert f"tickets@{mine} does not serve: it was taken out of service after this decision" in (state.message or "")
+    assert (state.message or "").endswith(f"; tickets@{rival.version} serves")
+    assert state.result().is_served is False
+    say_released("marker", "0" * 12, "passed", "what was said before has arrived")
+    wait_for(lambda: num_told("0" * 12) > 0)
+    assert num_told(mine) == told
+    rollback(distilled.home, "tickets")
+    state = run(distilled.recipe)
+    assert f"tickets@{mine} is released" in (state.message or "")
+    wait_for(lambda: num_told(mine) > told)
+
+
+def num_told(version: str) -> int:
+    """How often Prefect has been told that a version was released."""
+    wanted = {"filter": {"event": {"name": ["potstill.released"]}}, "limit": 50}
+    with get_client(sync_client=True) as client:
+        found = client._client.post("/events/filter", json=wanted).json()["events"]
+    return sum(event["payload"]["version"] == version for event in found)
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < end, "not within 30 s"
+        time.sleep(0.2)
 
 
 def test_a_pool_that_is_not_deployed_is_said_before_anything_is_paid_for(distilled: Distilled) -> None:

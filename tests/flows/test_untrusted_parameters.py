@@ -4,18 +4,22 @@ Each attack is the JSON of a request to a real server's REST API, run as a worke
 """
 
 import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import Pause, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.utilities.callables import parameter_schema
 
 from flows.distill_student import distill_student
 from potstill.errors import NotAuthorisedError
+from potstill.release import aliases
 from tests.recording_server import Answer, RecordingServer
 
 pytestmark = pytest.mark.flow
@@ -55,6 +59,12 @@ class Place(NamedTuple):
         state = run_flow(distill_student, flow_run=flow_run, return_type="state")
         return state.result(raise_on_failure=False)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def go_on(self, flow_run_id: UUID) -> Any:
+        """The state in which a run ends or waits, as a worker runs it."""
+        with suppress(Pause):
+            run_flow(distill_student, flow_run=self.client.read_flow_run(flow_run_id), return_type="state")
+        return self.client.read_flow_run(flow_run_id).state
+
     def written(self) -> list[str]:
         """Files below the home that hold what no run may read."""
         marks = (b"a foreign secret", KEY.encode())
@@ -82,6 +92,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             flow_id, f"untrusted-{tmp_path.name}", parameter_openapi_schema=schema, enforce_parameter_schema=True
         )
         yield Place(tmp_path, home, evil, client, deployment)
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.join()  # a suspended run tells the server so a little later
 
 
 def test_no_foreign_file_is_read_and_no_key_leaves(place: Place) -> None:
@@ -143,3 +156,40 @@ def test_an_honest_recipe_gets_to_the_teacher(place: Place) -> None:
     assert isinstance(place.start(place.recipe()), NotAuthorisedError)
     assert {seen.target for seen in place.evil.seen} == {"/v1/chat/completions"}
     assert KEY not in str(place.evil.seen)
+
+
+def test_no_parameter_lets_a_student_into_service_where_the_operator_asks(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    write_tickets: Callable[..., Any],
+    replay_teacher: Callable[..., Any],
+    tiny_recipe: Callable[..., dict[str, Any]],
+    tiny_base: Path,
+) -> None:
+    tickets = write_tickets(place.root / "tickets", 400)
+    monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{place.root / 'tickets'}:{tiny_base}")
+    monkeypatch.setenv("POTSTILL_APPROVAL", "ask")
+    with replay_teacher(tickets.answers) as teacher:
+        recipe = tiny_recipe(tickets.log, teacher, teacher={"attest": "our own"}, gate={"approval": "auto"})
+        asked = place.client.create_flow_run_from_deployment(place.deployment, parameters={"recipe": recipe})
+        assert place.go_on(asked.id).name == "Suspended"
+        assert aliases(place.home, "tickets").champion is None
+
+        monkeypatch.setenv("POTSTILL_APPROVAL", "auto")  # too late: somebody has been asked
+        place.client.resume_flow_run(asked.id, {"verdict": "reject", "approver": "Jo", "reason": "not this one"})
+        state = place.go_on(asked.id)
+        assert state.name == "NotApproved", state.message
+        assert aliases(place.home, "tickets").champion is None
+
+        free = place.client.create_flow_run_from_deployment(place.deployment, parameters={"recipe": recipe})
+        assert place.go_on(free.id).name == "Completed", "the same recipe is released where nobody asks"
+        assert aliases(place.home, "tickets").champion is not None
+
+
+def test_an_operators_word_that_is_none_stops_a_run_before_anything_is_paid(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTSTILL_APPROVAL", "Ask")
+    error = place.start(place.recipe())
+    assert "POTSTILL_APPROVAL is 'Ask': set it to auto or ask" in str(error)
+    assert place.evil.seen == []

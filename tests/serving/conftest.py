@@ -17,6 +17,7 @@ import pytest
 from potstill.artifacts import ArtifactStore, StageKey
 from potstill.gate import GateDecision
 from potstill.recipe import Student
+from potstill.records import adapter_name
 from potstill.release import Golden, Release, publish
 from potstill.student.base import resolve_base
 from tests.tiny_student import build_base
@@ -86,6 +87,7 @@ def release_tiny(tiny_student: TinyStudent) -> Callable[..., Release]:
             checks=(),
             more_prompts_needed=None,
             reasons=(),
+            candidate=adapter_name(ref.digest),
         )
         base = resolve_base(student, store)
         golden = [Golden(messages=[{"role": "user", "content": "what comes out?"}], expected="cleaner")]
