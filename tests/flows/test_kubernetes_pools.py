@@ -52,7 +52,7 @@ OUT_OF_BOUNDS: dict[str, Any] = {"memory_gib": 100_000, "gpu_count": 0, "shm_gib
 class Configuration(BaseJobConfiguration):
     """`KubernetesWorkerJobConfiguration` of prefect-kubernetes 0.8.0: its fields, and that it takes the list of Kubernetes for `env`."""
 
-    env: dict[str, str | None] | list[dict[str, Any]] = Field(default_factory=dict)  # pyright: ignore[reportIncompatibleVariableOverride]
+    env: Any = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
     namespace: str = "default"
     job_manifest: dict[str, Any]
@@ -63,8 +63,8 @@ class Configuration(BaseJobConfiguration):
 
     @field_validator("env", mode="before")
     @classmethod
-    def _coerce_env(cls, env: Any) -> Any:
-        return env
+    def _coerce_env(cls, v: Any) -> Any:
+        return v
 
     def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
         if isinstance(self.env, list):
