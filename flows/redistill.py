@@ -26,7 +26,7 @@ def redistill(recipe: Recipe) -> State[Any]:
     A night that was missed or crashed leaves its prompts to the next one; two nights at once wait for each other.
     """
     tonight = take_in(recipe)
-    news = look_for_news(tonight)
+    news = look_for_news(recipe, tonight)
     if news.num_new < recipe.inbox.min_new_prompts:
         return skip(recipe, news)
     return distil(tonight)

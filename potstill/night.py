@@ -3,11 +3,12 @@
 import glob
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from potstill.artifacts import ArtifactRef, ArtifactStore
 from potstill.errors import ArtifactMissingError, DataError
 from potstill.home import potstill_home
-from potstill.inbox import seal
+from potstill.inbox import inbox_path, seal
 from potstill.recipe import INBOX, Recipe
 from potstill.records import Row
 from potstill.release import aliases
@@ -24,14 +25,28 @@ class News(Row):
     """When the latest run was concluded; None where there was none, or where its prompts are gone."""
     champion: str | None
     """The version that serves."""
+    missing_inbox: str | None = None
+    """What is to be said where the recipe has an inbox and this machine has not."""
 
     def describe(self, min_new_prompts: int) -> str:
         """Why there is or is not enough to do, in one sentence."""
         since = f"since the run of {self.latest_run:%Y-%m-%d %H:%M} UTC" if self.latest_run else "and no run before"
         served = f"{self.champion} serves" if self.champion else "nothing serves yet"
+        missing = f"; {self.missing_inbox}" if self.missing_inbox else ""
         return (
             f"{self.num_new} new prompts of {self.num_prompts} {since}, min_new_prompts is {min_new_prompts}; {served}"
+            f"{missing}"
         )
+
+
+def find_missing_inbox(recipe: Recipe, home: Path) -> str | None:
+    """What is to be said where a recipe takes from its inbox, and there is none on this machine; None where all is well."""
+    if INBOX not in recipe.curation.inputs or (found := inbox_path(home, recipe.name)).is_dir():
+        return None
+    return (
+        f"there is no inbox {found} on this machine: either nothing has ever landed, or POTSTILL_HOME is not that of the "
+        "webhook that takes it in"
+    )
 
 
 def take_in(recipe: Recipe) -> Recipe:
@@ -65,6 +80,7 @@ def compare(
         num_prompts=len(found),
         latest_run=None if latest is None or known is None else latest.written_at,
         champion=aliases(store.root, recipe.name).champion,
+        missing_inbox=find_missing_inbox(recipe, store.root),
     )
 
 

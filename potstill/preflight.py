@@ -15,7 +15,9 @@ from potstill.scorers import scorer_of
 from potstill.student.base import find_base
 
 
-def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: bool = False) -> None:
+def check(
+    recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: bool = False, has_prompts: bool = False
+) -> None:
     """Check that inputs, base, scorer and the named Dask workers are there, the teacher's terms, key and price known, and the
     operator's variables well formed.
 
@@ -23,6 +25,7 @@ def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: b
         recipe: what is to be run.
         load_block: reads secret blocks; without it, outside of a flow, only where a block's key may go is checked.
         is_deployed: whether the recipe came as a parameter of a deployment, which anybody who reaches it may set.
+        has_prompts: whether the prompts have been read already, perhaps on another machine: the inputs are needed no more.
 
     Errors: as the stages raise them; `NotAuthorisedError` where a deployed run would read whatever its recipe names.
     """
@@ -33,7 +36,8 @@ def check(recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: b
     needs_word(recipe)
     teacher = recipe.teacher
     base_url = base_url_of(teacher)
-    find_inputs(recipe.curation.inputs)
+    if not has_prompts:
+        find_inputs(recipe.curation.inputs)
     find_base(recipe.student)
     scorer_of(recipe.task)
     check_terms(teacher)

@@ -1,14 +1,16 @@
-"""What a task remembers: the store is the truth, Prefect's cache its mirror."""
+"""What a task remembers: the store is the truth, Prefect's cache its mirror; what a run found first is pinned in the store too."""
 
-import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
+from pydantic import TypeAdapter
 
-from potstill.artifacts import StageKey, open_store, write_atomically
+from potstill.artifacts import StageKey, open_store
+
+T = TypeVar("T")
 
 
 def mirror(key_of: Callable[..., StageKey]) -> CacheKeyFnPolicy:
@@ -20,24 +22,16 @@ def mirror(key_of: Callable[..., StageKey]) -> CacheKeyFnPolicy:
     return CacheKeyFnPolicy(cache_key_fn=cache_key)
 
 
-def pinned(key_of: Callable[..., StageKey]) -> Callable[..., StageKey]:
-    """The key that this flow run found first, also after it was suspended or retried: its inputs may have changed since."""
-
-    def key(**parameters: Any) -> StageKey:
-        run_id = flow_run.id
-        if run_id is None:
-            return key_of(**parameters)
-        path = open_store().root / "runs" / "flow" / f"{run_id}.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(key_of(**parameters)))
-        return StageKey(*json.loads(path.read_text()))
-
-    return key
+def pinned(what: str, kind: type[T], find: Callable[[], T]) -> T:
+    """What this flow run found first: it holds for all of it, also where it goes on elsewhere after it was suspended or retried."""
+    if flow_run.id is None:
+        return find()
+    form = TypeAdapter(kind)
+    return form.validate_json(
+        open_store().pins.keep(f"{flow_run.id}/{what}", lambda: form.dump_json(find()).decode()),
+    )
 
 
-def _run_key(context: TaskRunContext, _: dict[str, Any]) -> str:
-    return f"run/{context.task_run.flow_run_id}/{context.task.name}"
-
-
-ONCE_A_RUN = CacheKeyFnPolicy(cache_key_fn=_run_key)
-"""What a run found when it began holds for all of it, also after it was suspended or retried."""
+def is_pinned(what: str) -> bool:
+    """Whether this flow run has found it before."""
+    return flow_run.id is not None and open_store().pins.read(f"{flow_run.id}/{what}") is not None

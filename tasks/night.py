@@ -5,34 +5,42 @@ from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from potstill import night
 from potstill.artifacts import ArtifactRef, open_store
 from potstill.night import News
 from potstill.recipe import Recipe
-from tasks.caching import ONCE_A_RUN
+from tasks.caching import pinned
 from tasks.curation import curate
 
 
-@task(cache_policy=ONCE_A_RUN, result_serializer="json")
+@task(cache_policy=NO_CACHE, result_serializer="json")
 def take_in(recipe: Recipe) -> Recipe:
     """The recipe with the files that its inbox holds now; a run that is resumed keeps to the files that it began with."""
+    return pinned("take-in", Recipe, lambda: _take_in(recipe))
+
+
+def _take_in(recipe: Recipe) -> Recipe:
+    if (missing := night.find_missing_inbox(recipe, open_store().root)) is not None:
+        get_run_logger().warning("%s", missing)
     return night.take_in(recipe)
 
 
-def look_for_news(recipe: Recipe) -> News:
+def look_for_news(recipe: Recipe, tonight: Recipe) -> News:
     """What is new among the prompts of tonight."""
-    return compare(recipe, curate(recipe) if recipe.curation.inputs else None)
+    return compare(recipe, curate(tonight) if tonight.curation.inputs else None)
 
 
-@task(cache_policy=ONCE_A_RUN, result_serializer="json")
+@task(cache_policy=NO_CACHE, result_serializer="json")
 def compare(recipe: Recipe, prompts: ArtifactRef | None) -> News:
     """The prompts of tonight against those of the latest run. A run that is resumed is not compared with itself."""
-    news = night.compare(recipe, prompts, open_store(), _goes_on)
+    news = pinned("compare", News, lambda: night.compare(recipe, prompts, open_store(), _goes_on))
     create_markdown_artifact(news.describe(recipe.inbox.min_new_prompts), key="news", description="What has landed")
     return news
 

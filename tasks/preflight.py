@@ -6,6 +6,7 @@ from prefect.context import FlowRunContext
 
 from potstill import preflight
 from potstill.recipe import Recipe
+from tasks.curation import has_prompts
 from tasks.gpu_pool import check_gpu_pool
 from tasks.keys import load_block
 
@@ -13,7 +14,7 @@ from tasks.keys import load_block
 @task(cache_policy=NO_CACHE)
 def check(recipe: Recipe) -> None:
     """Inputs, base, scorer, terms, key and price. It costs nothing, so it is never remembered."""
-    preflight.check(recipe, load_block, is_deployed=_is_deployed())
+    preflight.check(recipe, load_block, is_deployed=_is_deployed(), has_prompts=has_prompts())
     if recipe.compute.train == "pool":
         check_gpu_pool()
 

@@ -10,7 +10,7 @@ import pytest
 from potstill.approval import Approval
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.inbox import Inbox
-from potstill.night import News, compare, take_in
+from potstill.night import News, compare, find_missing_inbox, take_in
 from potstill.recipe import Recipe
 from potstill.run_record import RunRecord, find_record
 
@@ -48,6 +48,7 @@ def look(store: ArtifactStore, *ids: str, waiting: bool = False) -> News:
 
 
 def test_without_a_run_before_all_is_new_and_an_empty_inbox_is_nothing(store: ArtifactStore) -> None:
+    Inbox(store.root, "tickets").close()
     assert look(store, "a", "b").num_new == 2
     nothing = look(store)
     assert (nothing.num_new, nothing.num_prompts, nothing.latest_run) == (0, 0, None)
@@ -89,6 +90,18 @@ def test_a_record_that_is_written_again_keeps_its_date(store: ArtifactStore) -> 
     before = find_record(store.root, "tickets")
     before.write(store.root)
     assert find_record(store.root, "tickets") == before
+
+
+def test_a_machine_without_the_inbox_that_a_recipe_names_says_so_with_the_news(store: ArtifactStore) -> None:
+    """Another machine than the webhook's, or another POTSTILL_HOME, would else take in nothing, night for night."""
+    said = look(store).describe(5)
+    assert said.startswith("0 new prompts of 0 and no run before")
+    assert f"there is no inbox {store.root / 'inbox' / 'tickets'} on this machine" in said
+    assert "POTSTILL_HOME" in said
+    by_logs = RECIPE.model_copy(update={"curation": RECIPE.curation.model_copy(update={"inputs": ("logs/*.jsonl",)})})
+    assert find_missing_inbox(by_logs, store.root) is None
+    Inbox(store.root, "tickets").close()
+    assert look(store).missing_inbox is None
 
 
 def test_the_entry_inbox_becomes_the_files_that_it_holds_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

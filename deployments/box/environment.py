@@ -22,7 +22,8 @@ DATABASE_VARIABLES = (
 )
 """The first that is set names the server's database; with none it is SQLite."""
 WEBHOOK_SECRETS = "POTSTILL_WEBHOOK_SECRETS"
-PRIVATE = (*DATABASE_VARIABLES, WEBHOOK_SECRETS, "POTSTILL_LEDGER", AUTH_VARIABLE)
+LEDGER_VARIABLE = "POTSTILL_LEDGER"
+PRIVATE = (*DATABASE_VARIABLES, WEBHOOK_SECRETS, LEDGER_VARIABLE, AUTH_VARIABLE)
 """Given only to the processes that need them; so are the keys of teachers."""
 OF_ANOTHER_SERVER = (
     *(URL_VARIABLE, AUTH_VARIABLE, SERVER_AUTH, "PREFECT_API_KEY", "PREFECT_PROFILE"),
@@ -48,6 +49,8 @@ class Environments(NamedTuple):
     """What sets up the server, and looks at it."""
     worker: Mapping[str, str]
     """All that the user has set: runs need the teacher's key."""
+    gpu_worker: Mapping[str, str]
+    """The same without the teachers' keys and the ledger: a student is trained and asked without either."""
     webhook: Mapping[str, str]
 
 
@@ -69,6 +72,7 @@ def environments(box: Box, places: Places, given: Mapping[str, str]) -> Environm
         server={SERVER_AUTH: api.auth or "", **client, "PREFECT_API_DATABASE_CONNECTION_URL": database(places, given)},
         client=client,
         worker=worker,
+        gpu_worker={name: value for name, value in without_keys(worker).items() if name != LEDGER_VARIABLE},
         webhook={**client, WEBHOOK_SECRETS: given.get(WEBHOOK_SECRETS, "")},
     )
 

@@ -73,7 +73,8 @@ def _worker(pool: str, number: str, found: Environments, limit: int) -> Process:
     """One worker. It has no health check of Prefect's: that listens on every interface and keeps SIGTERM from ending it."""
     name = f"{pool}-{number}"
     is_card = pool == "gpu" and number != ANY_CARD
-    environment = {**found.worker, **({"CUDA_VISIBLE_DEVICES": number} if is_card else {})}
+    needed = found.gpu_worker if pool == "gpu" else found.worker
+    environment = {**needed, **({"CUDA_VISIBLE_DEVICES": number} if is_card else {})}
     return Process(
         name,
         (PYTHON, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", str(limit)),

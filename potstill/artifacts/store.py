@@ -2,9 +2,10 @@
 
 artifacts/<kind>/<digest12>/   files, and manifest.json written last: without it the directory does not exist
 keys/<stage>/<VERSION>/<digest>.json   → the artefact that this stage made of these inputs
+pins/<flow run>/<what>.json    what a run found when it began
 locks/, tmp/                   two builders of one key take turns; what is unfinished lies apart
 
-With a bucket, artefacts and keys have the same names there, and what the bucket holds is what counts. The directory then
+With a bucket, artefacts, keys and pins have the same names there, and what the bucket holds is what counts. The directory then
 holds verified copies, and `keys/` only what was built here and is not yet uploaded.
 """
 
@@ -30,6 +31,7 @@ from potstill.artifacts.directory import (
 )
 from potstill.artifacts.disk import sync, write_atomically
 from potstill.artifacts.keys import DiskKeys, SharedKeys
+from potstill.artifacts.pins import Pins
 from potstill.errors import ArtifactDamagedError, ArtifactError, ArtifactMissingError
 from potstill.fingerprint import code_revision, fingerprint
 from potstill.home import potstill_home
@@ -54,6 +56,7 @@ class ArtifactStore:
 
     def __init__(self, root: Path, remote: ObjectStore | None = None) -> None:
         self.root = root
+        self.pins = Pins(root, remote)
         self._remote = remote
         self._unshared = DiskKeys(root)
         self._keys = self._unshared if remote is None else SharedKeys(remote)

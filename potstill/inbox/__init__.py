@@ -7,7 +7,7 @@ from pathlib import Path
 
 from potstill.inbox.inbox import Inbox, Landing, inbox_path
 
-__all__ = ["Inbox", "Landing", "count_landed", "seal"]
+__all__ = ["Inbox", "Landing", "count_landed", "inbox_path", "seal"]
 
 
 def seal(home: Path, recipe_name: str) -> list[Path]:

@@ -103,6 +103,8 @@ def test_the_auth_string_is_made_once_and_only_its_user_may_read_it(places):
 def test_secrets_go_only_where_they_are_needed_and_never_on_a_command_line(places, given):
     secrets = {
         "OPENAI_API_KEY": "sk-teacher",
+        "POTSTILL_KEY_HOSTS": "OUR_KEY=llm.example",
+        "OUR_KEY": "sk-teacher",
         "POTSTILL_WEBHOOK_SECRETS": "whsec_x",
         "POTSTILL_PREFECT_DATABASE": "postgresql://me:dbpass@db/prefect",
         "POTSTILL_LEDGER": "postgresql://me:ledgerpass@db/ledger",
@@ -120,10 +122,10 @@ def test_secrets_go_only_where_they_are_needed_and_never_on_a_command_line(place
     shared = " ".join(os.environ.values())
     assert not [secret for secret in holders if secret in shared]
     assert list(holders.values()) == [
-        {"cpu-1", "gpu-any"},
+        {"cpu-1"},
         {"webhook"},
         {"server"},
-        {"cpu-1", "gpu-any"},
+        {"cpu-1"},
         set(),
         {"server", "setup", "cpu-1", "gpu-any", "webhook"},
     ]

@@ -13,6 +13,7 @@ import yaml
 
 from deployments.automations import HEARTBEAT_SECONDS
 from potstill.cli import COMMANDS
+from potstill.llm.keys import KEY_HOSTS_VARIABLE, OWN_HOSTS
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deployments" / "compose.yaml"
@@ -94,6 +95,19 @@ def test_runs_of_every_worker_send_heartbeats() -> None:
     assert len(workers) == 2
     for worker in workers:
         assert worker["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
+
+
+def test_only_the_worker_that_asks_the_teacher_has_keys_and_the_database() -> None:
+    secret = {*OWN_HOSTS, KEY_HOSTS_VARIABLE, "POTSTILL_LEDGER"}
+    holders = {
+        name
+        for name, service in OURS.items()
+        if isinstance(environment := service.get("environment"), dict) and secret & environment.keys()
+    }
+    assert holders == {"worker-cpu"}
+    on_gpu = SERVICES["worker-gpu"]["environment"]
+    assert "POTSTILL_DB_PASSWORD" not in str(on_gpu)
+    assert on_gpu.keys() >= {"HF_TOKEN", "POTSTILL_STORE", "POTSTILL_DATA_ROOTS"}, "what a base and the store need"
 
 
 def test_what_the_images_copy_is_there() -> None:
