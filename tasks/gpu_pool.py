@@ -2,32 +2,17 @@
 
 from typing import Any
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 
 from potstill.artifacts import ArtifactRef, StageKey, open_store
-from potstill.errors import ArtifactMissingError, ChildRunError, SubprocessError, UsageError
+from potstill.errors import ArtifactMissingError, ChildRunError, SubprocessError
 from potstill.recipe import Recipe
 from tasks.cancelling import cancel_own_run
 from tasks.child_runs import follow
 
 TRAIN, EVALUATE = "train-student/gpu", "evaluate-student/gpu"
-
-
-def check_gpu_pool() -> None:
-    """Before anything is paid for. Errors: `UsageError` where this server has no deployment for training or generation."""
-    with get_client(sync_client=True) as client:
-        for deployment in (TRAIN, EVALUATE):
-            try:
-                client.read_deployment_by_name(deployment)
-            except ObjectNotFound:
-                raise UsageError(
-                    f"compute.train is pool, but this Prefect server has no deployment {deployment}: deploy it with "
-                    "`prefect deploy --all`, or set it to inline"
-                ) from None
 
 
 def run_on_gpu(deployment: str, key: StageKey, name: str, recipe: Recipe, given: dict[str, Any]) -> ArtifactRef:
