@@ -20,6 +20,7 @@ from tests.prefect_server import free_port, running, wait_for
 
 pytestmark = pytest.mark.drill
 
+BEGINNING = {"Scheduled", "Late", "Pending"}
 SECRET = "whsec_" + "A" * 32
 
 
@@ -67,6 +68,21 @@ def test_nights_are_skipped_then_real_then_incremental_and_missed_ones_are_made_
     ]
     assert [line.wait_for_end(run)["name"] for run in missed] == ["Skipped"] * 3
     assert scene.requests() - before == 470
+
+
+def test_a_night_that_overlaps_the_next_is_waited_for_and_leaves_it_nothing_to_do(scene: Scene) -> None:
+    line, before = scene.line, scene.requests()
+    sections = {"curation": {"inputs": ["inbox"]}, "teacher": {"max_tokens": 19}}
+    recipe = scene.recipe("overlapping", **sections)
+    scene.land("overlapping", 0, 400)
+    first, second = line.start(NIGHTLY, recipe), line.start(NIGHTLY, recipe)
+    waiting = {
+        line.wait_for_state(run, lambda state: state["name"] not in BEGINNING)["name"] for run in (first, second)
+    }
+    assert waiting == {"Running", "AwaitingConcurrencySlot"}
+    ended = [line.wait_for_end(run)["name"] for run in (first, second)]
+    assert sorted(ended) == ["Completed", "Skipped"]
+    assert scene.requests() - before == 400
 
 
 def test_a_student_waits_for_approval_with_no_process_and_is_released_with_who_and_why(scene: Scene) -> None:
