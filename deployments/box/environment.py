@@ -44,6 +44,8 @@ class Environments(NamedTuple):
     worker: Mapping[str, str]
     """All that the user has set: runs need the teacher's key."""
     webhook: Mapping[str, str]
+    reports: Mapping[str, str]
+    """The auth string, which it asks for."""
 
 
 def environments(box: Box, places: Places, given: Mapping[str, str]) -> Environments:
@@ -65,6 +67,7 @@ def environments(box: Box, places: Places, given: Mapping[str, str]) -> Environm
         client=client,
         worker=worker,
         webhook={**client, WEBHOOK_SECRETS: given.get(WEBHOOK_SECRETS, "")},
+        reports={AUTH_VARIABLE: api.auth or ""},
     )
 
 
