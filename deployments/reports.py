@@ -100,9 +100,9 @@ def read_below(folder: Path, path: str) -> bytes | None:
 def _host(request: Request) -> str | None:
     try:
         parts = urlsplit(f"//{request.headers.get('host', '')}")
-        return None if parts.username is not None else parts.hostname
     except ValueError:
         return None
+    return None if parts.username is not None else parts.hostname
 
 
 def _knows(request: Request, auth: str) -> bool:
