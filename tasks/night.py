@@ -23,13 +23,14 @@ from tasks.curation import curate
 @task(cache_policy=NO_CACHE, result_serializer="json")
 def take_in(recipe: Recipe) -> Recipe:
     """The recipe with the files that its inbox holds now; a run that is resumed keeps to the files that it began with."""
-    return pinned("take-in", Recipe, lambda: _take_in(recipe))
+    inputs = pinned("take-in", tuple[str, ...], lambda: _take_in(recipe))
+    return recipe.model_copy(update={"curation": recipe.curation.model_copy(update={"inputs": inputs})})
 
 
-def _take_in(recipe: Recipe) -> Recipe:
+def _take_in(recipe: Recipe) -> tuple[str, ...]:
     if (missing := night.find_missing_inbox(recipe, open_store().root)) is not None:
         get_run_logger().warning("%s", missing)
-    return night.take_in(recipe)
+    return night.take_in(recipe).curation.inputs
 
 
 def look_for_news(recipe: Recipe, tonight: Recipe) -> News:

@@ -52,6 +52,8 @@ class Environments(NamedTuple):
     gpu_worker: Mapping[str, str]
     """The same without the teachers' keys and the ledger: a student is trained and asked without either."""
     webhook: Mapping[str, str]
+    reports: Mapping[str, str]
+    """The auth string, which it asks for."""
 
 
 def environments(box: Box, places: Places, given: Mapping[str, str]) -> Environments:
@@ -74,6 +76,7 @@ def environments(box: Box, places: Places, given: Mapping[str, str]) -> Environm
         worker=worker,
         gpu_worker={name: value for name, value in without_keys(worker).items() if name != LEDGER_VARIABLE},
         webhook={**client, WEBHOOK_SECRETS: given.get(WEBHOOK_SECRETS, "")},
+        reports={AUTH_VARIABLE: api.auth or ""},
     )
 
 

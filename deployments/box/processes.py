@@ -60,12 +60,8 @@ def _optional(box: Box, places: Places, found: Environments) -> list[Process]:
         address = _address(box.reports.port)
         folder = places.home / "reports"
         folder.mkdir(parents=True, exist_ok=True)
-        place = ("--bind", HOST, "--directory", str(folder), str(box.reports.port))
-        listed.append(
-            Process(
-                "reports", (PYTHON, "-m", "http.server", *place), address=address, answers=partial(answers, address)
-            )
-        )
+        command = (PYTHON, "-m", "deployments.reports", str(folder), "--host", HOST, "--port", str(box.reports.port))
+        listed.append(Process("reports", command, found.reports, address=address, answers=partial(answers, address)))
     return listed
 
 

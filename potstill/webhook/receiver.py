@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from potstill.errors import DataError, InboxError, NotAuthorisedError
 from potstill.inbox import Inbox, Landing
+from potstill.webhook.bodies import Body, Room
 from potstill.webhook.config import WebhookConfig
 from potstill.webhook.prompts import Inline, Reference, Sieve, read_body, read_lines
 from potstill.webhook.rate import TokenBucket
@@ -25,11 +26,15 @@ from potstill.webhook.references import ReferenceReader
 from potstill.webhook.signatures import ID, Signatures
 
 BODIES = 32
-"""Held in memory at once; other requests wait."""
+"""Of the longest kind, fit into memory at once."""
+COPIES = 16
+"""Files that are copied or wait for that at once; each holds a connection, and no body."""
 LANDING_THREADS = 8
 COPYING_THREADS = 2
 RETRY_SECONDS = 30
 """After an answer that says that the receiver cannot store for now."""
+CROWDED_SECONDS = 5
+"""After one that says that there is no room for now."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -75,7 +80,8 @@ class Receiver:
         self._is_stopping = False
         self._references = ReferenceReader(config.references.prefixes)
         self._bucket = TokenBucket(config.rate.per_second, config.rate.burst)
-        self._bodies = asyncio.Semaphore(BODIES)
+        self._room = Room(BODIES * config.max_body_bytes)
+        self._num_copies = 0
         self._landing = ThreadPoolExecutor(LANDING_THREADS, "landing")
         self._copying = ThreadPoolExecutor(COPYING_THREADS, "copying")
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan)
@@ -94,9 +100,9 @@ class Receiver:
 
     async def receive(self, recipe: str, request: Request) -> Response:
         """One webhook; see the module."""
-        async with self._bodies:
+        with self._room.open() as body:
             try:
-                body = await self._read(request)
+                await self._read(request, body)
                 webhook_id = await self._check(request, body)
                 inbox = self._inboxes.get(recipe)
                 if inbox is None:
@@ -105,31 +111,30 @@ class Receiver:
             except _RefusedError as refused:
                 return refused.response()
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, request: Request, body: Body) -> None:
         """The body, never more of it than may be."""
         most = self._config.max_body_bytes
         declared = request.headers.get("content-length", "0")
-        too_large = _RefusedError(413, "", close=True)
         if not declared.isdecimal() or len(declared) > 18 or int(declared) > most:
-            raise too_large
-        body = bytearray()
+            raise _RefusedError(413, "", close=True)
         try:
-            async with asyncio.timeout(self._config.body_seconds):
-                async for piece in request.stream():
-                    body += piece
-                    if len(body) > most:
-                        raise too_large
+            await body.read(request.stream(), most, self._config.body_seconds)
+        except DataError:
+            raise _RefusedError(413, "", close=True) from None
+        except InboxError as error:
+            raise _RefusedError(503, str(error), retry_after=CROWDED_SECONDS, close=True) from None
         except TimeoutError:
             seconds = f"{self._config.body_seconds:g} s"
             raise _RefusedError(408, f"the body took longer than {seconds}", close=True) from None
         except ClientDisconnect:
             raise _RefusedError(499, "gone") from None
-        return bytes(body)
 
-    async def _check(self, request: Request, body: bytes) -> str:
+    async def _check(self, request: Request, body: Body) -> str:
         """The id of a webhook whose sender may send it now. Only signed ones count against the rate."""
         try:
-            webhook_id = await self._in_thread(self._landing, lambda: self._signatures.check(request.headers, body))
+            webhook_id = await self._in_thread(
+                self._landing, lambda: self._signatures.check(request.headers, body.content)
+            )
         except NotAuthorisedError as error:
             raise _RefusedError(401, str(error)) from None
         if (wait := self._bucket.take()) > 0:
@@ -138,17 +143,20 @@ class Receiver:
             raise _RefusedError(422, "webhook-id: up to 256 letters, digits and signs, no full stop and no space")
         return webhook_id
 
-    async def _land(self, inbox: Inbox, webhook_id: str, content_type: str, body: bytes) -> Response:
+    async def _land(self, inbox: Inbox, webhook_id: str, content_type: str, body: Body) -> Response:
         sieve = Sieve(self._workloads.get(inbox.path.name))
         try:
-            digest = await self._in_thread(self._landing, lambda: hashlib.sha256(body).hexdigest())
+            digest = await self._in_thread(self._landing, lambda: hashlib.sha256(body.content).hexdigest())
             found = await self._in_thread(self._landing, lambda: inbox.find(webhook_id, digest))
             if found is not None:
                 return _answer(found, sieve)
-            content = await self._in_thread(self._landing, lambda: read_body(content_type, body))
+            content = await self._in_thread(self._landing, lambda: read_body(content_type, body.content))
             lines = sieve.usable(self._lines(content))
-            pool = self._copying if isinstance(content, Reference) else self._landing
-            landing = await self._in_thread(pool, lambda: inbox.land(webhook_id, digest, lines))
+            if isinstance(content, Reference):
+                body.release()  # a copy may take minutes
+                landing = await self._copy(lambda: inbox.land(webhook_id, digest, lines))
+            else:
+                landing = await self._in_thread(self._landing, lambda: inbox.land(webhook_id, digest, lines))
         except NotAuthorisedError as error:
             raise _RefusedError(403, str(error)) from None
         except DataError as error:
@@ -158,6 +166,15 @@ class Receiver:
             message = "the prompts cannot be stored for now: send them again"
             raise _RefusedError(503, message, retry_after=RETRY_SECONDS) from None
         return _answer(landing, sieve)
+
+    async def _copy(self, work: Callable[[], T]) -> T:
+        if self._num_copies >= COPIES:
+            raise _RefusedError(503, f"{COPIES} files are being copied: send this one later", retry_after=RETRY_SECONDS)
+        self._num_copies += 1
+        try:
+            return await self._in_thread(self._copying, work)
+        finally:
+            self._num_copies -= 1
 
     def _lines(self, content: Inline | Reference) -> Iterator[bytes]:
         if isinstance(content, Inline):

@@ -14,8 +14,7 @@ from potstill.webhook.signatures import read_secrets
 from potstill.webhook.starter import Starter
 
 GRACE_SECONDS = 3
-UVICORN = {"server_header": False, "http": "h11"}
-"""h11 bounds the headers, which its faster rival does not."""
+UVICORN = {"server_header": False, "http": "potstill.webhook.connections:Connection"}
 
 
 def serve(home: Path, config: WebhookConfig, host: str, port: int, on_ready: Callable[[str], None]) -> None:

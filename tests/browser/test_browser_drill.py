@@ -58,7 +58,7 @@ def scene(
     tickets = write_tickets(place / "log", PROMPTS)
     reports, port = place / "potstill" / "reports", free_port()
     reports.mkdir(parents=True)
-    web = ("-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(reports))
+    web = ("-m", "deployments.reports", str(reports), "--port", str(port))
     given = {
         "POTSTILL_DATA_ROOTS": f"{place}:{tiny_base}",
         "POTSTILL_REPORTS_URL": f"http://127.0.0.1:{port}",

@@ -127,7 +127,7 @@ def test_secrets_go_only_where_they_are_needed_and_never_on_a_command_line(place
         {"server"},
         {"cpu-1"},
         set(),
-        {"server", "setup", "cpu-1", "gpu-any", "webhook"},
+        {"server", "setup", "cpu-1", "gpu-any", "webhook", "reports"},
     ]
     lines = " ".join(part for process in listed.values() for part in process.command)
     assert not [secret for secret in holders if secret in lines]

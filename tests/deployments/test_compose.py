@@ -90,6 +90,16 @@ def test_every_service_comes_back_and_waits_for_what_it_needs(name: str) -> None
         assert on["condition"] != "service_healthy" or "healthcheck" in SERVICES[needed]
 
 
+def test_the_webhook_and_the_page_of_reports_see_nothing_else_of_the_state() -> None:
+    seen = {
+        name: [m for m in SERVICES[name]["volumes"] if "/state" in m] for name in ("webhook", "reports", "worker-cpu")
+    }
+    assert seen["webhook"] == ["inbox:/state/inbox"]
+    assert seen["reports"] == ["reports:/state/reports:ro"]
+    assert set(seen["worker-cpu"]) == {"state:/state", "inbox:/state/inbox", "reports:/state/reports"}
+    assert "/state /state/inbox /state/reports" in DOCKERFILE.read_text(), "new volumes take their owner from the image"
+
+
 def test_runs_of_every_worker_send_heartbeats() -> None:
     workers = [service for name, service in SERVICES.items() if name.startswith("worker-")]
     assert len(workers) == 2

@@ -102,7 +102,10 @@ def test_the_gateway_has_come_up_by_itself_and_the_report_is_shown(box: ClonedBo
     assert "tickets" in {model["id"] for model in models["data"]}
     [report] = (box.places.home / "reports").glob("tickets/*/report.html")
     path = report.relative_to(box.places.home / "reports")
-    assert httpx.get(f"http://127.0.0.1:{box.ports['reports']}/{path}").text == report.read_text()
+    url = f"http://127.0.0.1:{box.ports['reports']}/{path}"
+    assert httpx.get(url).status_code == 401
+    user, _, password = (box.api.auth or "").partition(":")
+    assert httpx.get(url, auth=(user, password)).text == report.read_text()
 
 
 def test_the_schedule_starts_the_demo(

@@ -39,11 +39,10 @@ CONNECTIONS = 16
 MIN_NEW_PROMPTS = 60
 MIN_INTERVAL_SECONDS = 10.0
 P99_SECONDS = 0.25
+"""Of every answer, those right after a start included, while Prefect's server starts and stops beside it. For a machine of its own."""
 STOPPING_SECONDS = 10.0
 WAITING_SECONDS = 240
 """For anything, on a machine that may be busy with other work."""
-QUIET_ROUNDS = 3
-"""How often the answers are timed again where other work on the machine disturbed the first time."""
 AUTH = "admin:drill"
 
 
@@ -157,6 +156,7 @@ class Receiver:
         self.log = place / "receiver.log"
         recipe = yaml.safe_load((ROOT / "recipes/demo.yaml").read_text())
         recipe["name"] = "tickets"
+        recipe["curation"]["workload"] = None
         recipe["inbox"] = {"min_new_prompts": MIN_NEW_PROMPTS, "min_interval_seconds": MIN_INTERVAL_SECONDS}
         (place / "tickets.yaml").write_text(yaml.safe_dump(recipe))
         config = {"recipes": [str(place / "tickets.yaml")], "rate": {"per_second": 5000, "burst": 5000}}
@@ -266,7 +266,8 @@ def test_every_accepted_prompt_is_kept_once_and_runs_start_as_the_debounce_allow
         worker.start()
         began = time.monotonic()
         send_all(pool, plan[:150])
-        wait_for("the first run", lambda: len(prefect.runs()) == 1)
+        # still queued, it would take all that lands while Prefect is away, and no second run would be due
+        wait_for("the first run", lambda: [run["state_type"] for run in prefect.runs()] == ["COMPLETED"])
         prefect.stop()
         away_at = time.monotonic()
         send_all(pool, plan[150:250])
@@ -295,15 +296,7 @@ def test_every_accepted_prompt_is_kept_once_and_runs_start_as_the_debounce_allow
         lasted = time.monotonic() - began
         wait_for("the events", lambda: told(prefect) >= len(texts_of(unique)))
         runs, events, num_prompts = prefect.runs(), prefect.events(), len(texts_of(unique))
-        p99s = [percentile([answer.seconds for _, answer in answers], 0.99)]
-        first_answers = list(answers)
-        while p99s[-1] > P99_SECONDS and len(p99s) <= QUIET_ROUNDS:
-            answers.clear()
-            more = [Delivery(f"round_{len(p99s)}_{n}", (f"secretly round {len(p99s)}-{n}",)) for n in range(WEBHOOKS)]
-            send_all(pool, more)
-            unique += more
-            p99s.append(percentile([answer.seconds for _, answer in answers], 0.99))
-        answers = first_answers
+        load = os.getloadavg()[0]
         stop_seconds = receiver.stop()
 
     statuses = Counter(answer.status for _, answer in answers)
@@ -338,16 +331,16 @@ def test_every_accepted_prompt_is_kept_once_and_runs_start_as_the_debounce_allow
     assert stop_seconds < STOPPING_SECONDS
 
     seconds = [answer.seconds for _, answer in answers]
+    p99 = percentile(seconds, 0.99)
     print(
         f"\n{WEBHOOKS} webhooks, {REPEATED} of them repeats, {CONNECTIONS} connections: answer p50"
-        f" {percentile(seconds, 0.5) * 1000:.0f} ms, p99 {p99s[0] * 1000:.0f} ms, worst {max(seconds) * 1000:.0f} ms"
-        f" (load {os.getloadavg()[0]:.1f}){'; timed again, p99 ' if p99s[1:] else ''}"
-        f"{', '.join(f'{again * 1000:.0f} ms' for again in p99s[1:])}\n{num_prompts} prompts kept, each once; {len(retried)} sent again after the"
+        f" {percentile(seconds, 0.5) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms, worst {max(seconds) * 1000:.0f} ms"
+        f" (load {load:.1f})\n{num_prompts} prompts kept, each once; {len(retried)} sent again after the"
         f" kill, {len(unheard)} of them had been accepted unheard\n{len(runs)} runs of {allowed} that the debounce allows in"
         f" {lasted:.0f} s; {waiting_while_away} prompts waited for Prefect, their run started {later_seconds:.1f} s after it was"
         f" back\n{len(events)} events; SIGTERM to end: {stop_seconds:.1f} s"
     )
-    assert min(p99s) <= P99_SECONDS
+    assert p99 <= P99_SECONDS, f"at a load of {load:.1f}"
 
 
 def told(prefect: Prefect) -> int:
