@@ -7,6 +7,8 @@ from typing import NamedTuple
 from potstill.inbox.inbox import Inbox, Landed
 from potstill.recipe import Inbox as Debounce
 
+RETRY = "-retry-"
+
 
 class Start(NamedTuple):
     """A run that was decided on."""
@@ -72,6 +74,20 @@ def decide_start(inbox: Inbox, debounce: Debounce, now: float | None = None, *, 
         row = (start.key, start.num_prompts, start.decided_at)
         added = connection.execute("INSERT OR IGNORE INTO starts (key, num_prompts, decided_at) VALUES (?, ?, ?)", row)
         return start if added.rowcount else None
+
+
+def decide_retry(inbox: Inbox, failed: Start, most: int) -> Start | None:
+    """Write down that the run of a start is tried again; None where it was `most` times, or where another start followed."""
+    first, _, number = failed.key.partition(RETRY)
+    done = int(number or 0)
+    with inbox.database.transaction() as connection:
+        [latest] = connection.execute("SELECT key FROM starts ORDER BY number DESC LIMIT 1").fetchone()
+        if latest != failed.key or done >= most:
+            return None
+        start = Start(f"{first}{RETRY}{done + 1}", failed.num_prompts, time.time(), None, None)
+        row = (start.key, start.num_prompts, start.decided_at)
+        connection.execute("INSERT INTO starts (key, num_prompts, decided_at) VALUES (?, ?, ?)", row)
+    return start
 
 
 def note_start(inbox: Inbox, key: str, run_id: str, now: float | None = None) -> None:

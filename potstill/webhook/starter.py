@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from potstill.errors import InboxError, OrchestratorError
 from potstill.inbox import Inbox
 from potstill.inbox.starts import (
+    Start,
+    decide_retry,
     decide_start,
     is_due,
     last_start,
@@ -28,9 +30,14 @@ FLOW = "redistill"
 EVENT = "potstill.prompts.landed"
 TAG = "webhook"
 NOT_BEGUN = {"SCHEDULED", "PENDING"}
+GOING_ON = {"RUNNING", "PAUSED", "CANCELLING"}
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 AGAIN_SECONDS = 600.0
 """So long after a start that took nothing the next one comes, where `min_interval_seconds` is shorter."""
+RETRIES = {"CRASHED": 3, "FAILED": 1}
+"""So often a run that ended so is started again: it may have taken prompts that no later webhook brings."""
+LOOK_SECONDS = 30.0
+"""How often the last run is looked at."""
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 JOIN_SECONDS = 2.0
@@ -53,6 +60,8 @@ class Watch:
         self._pause = 0.0
         self._next_at = 0.0
         self._is_troubled = False
+        self._settled: str | None = None
+        self._look_again_at = 0.0
 
     def look(self) -> None:
         """One pass; a failure is said once, and the next passes leave Prefect alone for a while."""
@@ -81,11 +90,9 @@ class Watch:
     def _start_run(self) -> None:
         start = pending_start(self._inbox)
         if start is None:
-            if not is_due(self._inbox, self._debounce) or self._is_one_queued():
-                return
-            start = decide_start(self._inbox, self._debounce, is_over=self._is_last_over())
-            if start is None:
-                return
+            start = self._due() if is_due(self._inbox, self._debounce) else self._retry()
+        if start is None:
+            return
         api = self._api()
         [deployment, *_] = api.find(
             "deployments", deployments={"name": {"any_": [self.recipe]}}, flows={"name": {"any_": [FLOW]}}
@@ -97,6 +104,35 @@ class Watch:
         )
         note_start(self._inbox, start.key, run["id"])
         log.info("%s: started run %s for %d prompts", self.recipe, run["id"], start.num_prompts)
+
+    def _due(self) -> Start | None:
+        """A start for what waits."""
+        if self._is_one_queued():
+            return None
+        return decide_start(self._inbox, self._debounce, is_over=self._is_last_over())
+
+    def _retry(self) -> Start | None:
+        """The last start once more, where its run crashed or failed a while ago: what it had taken waits for no webhook."""
+        last = last_start(self._inbox)
+        if last is None or last.run_id is None or last.key == self._settled or time.monotonic() < self._look_again_at:
+            return None
+        self._look_again_at = time.monotonic() + LOOK_SECONDS
+        [run] = self._api().find("flow_runs", flow_runs={"id": {"any_": [last.run_id]}}) or [{"state_type": "GONE"}]
+        state = run["state_type"]
+        if state in NOT_BEGUN | GOING_ON:
+            return None
+        if state in RETRIES:
+            ended = datetime.fromisoformat(run["end_time"] or run["expected_start_time"])
+            pause = max(self._debounce.min_interval_seconds, AGAIN_SECONDS)
+            if (datetime.now(UTC) - ended).total_seconds() < pause:
+                return None
+            if (start := decide_retry(self._inbox, last, RETRIES[state])) is not None:
+                log.warning("%s: run %s is %s: started again", self.recipe, last.run_id, state)
+                return start
+            said = "%s: run %s is %s, and is not started again: mend it, then `prefect deployment run %s/%s`"
+            log.error(said, self.recipe, last.run_id, state, FLOW, self.recipe)
+        self._settled = last.key
+        return None
 
     def _is_one_queued(self) -> bool:
         """Whether the last run that was started has not begun: then it will take all that has landed."""

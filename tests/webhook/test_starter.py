@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from potstill.inbox import Inbox, seal
-from potstill.inbox.starts import decide_start, is_due, last_start, note_start, pending_start
+from potstill.inbox.starts import decide_retry, decide_start, is_due, last_start, note_start, pending_start
 from potstill.prefect_api import PrefectApi
 from potstill.recipe import Inbox as Debounce
 from potstill.webhook import starter
@@ -98,6 +99,52 @@ def land(inbox: Inbox, *names: object) -> None:
 
 def watch(inbox: Inbox, prefect: FakePrefect, debounce: Debounce = DEBOUNCE) -> Watch:
     return Watch(inbox, debounce, lambda: prefect.api)
+
+
+class TestRetry:
+    """A run that took what had landed and then broke down; nothing more lands."""
+
+    @pytest.fixture
+    def taken(self, inbox, prefect, tmp_path, monkeypatch) -> Watch:
+        monkeypatch.setattr(starter, "LOOK_SECONDS", 0.0)
+        land(inbox, 1, 2, 3)
+        started = watch(inbox, prefect)
+        started.look()
+        seal(tmp_path, "demo")
+        return started
+
+    def end(self, prefect: FakePrefect, state: str, seconds_ago: float = 1000) -> None:
+        ended = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+        list(prefect.runs.values())[-1].update(state_type=state, end_time=ended.isoformat())
+
+    @pytest.mark.parametrize(("state", "times"), [("CRASHED", 3), ("FAILED", 1)])
+    def test_it_is_started_again_so_often_and_then_said(self, taken, prefect, caplog, state, times) -> None:
+        for _ in range(times + 3):
+            self.end(prefect, state)
+            taken.look()
+        assert len(prefect.runs) == 1 + times
+        assert [record.levelname for record in caplog.records].count("ERROR") == 1
+        assert f"is {state}, and is not started again: mend it" in caplog.text
+
+    def test_it_is_not_started_again_at_once(self, taken, prefect) -> None:
+        self.end(prefect, "CRASHED", seconds_ago=starter.AGAIN_SECONDS - 10)
+        taken.look()
+        assert len(prefect.runs) == 1
+        self.end(prefect, "CRASHED", seconds_ago=starter.AGAIN_SECONDS + 10)
+        taken.look()
+        assert len(prefect.runs) == 2
+
+    @pytest.mark.parametrize("state", ["RUNNING", "PAUSED", "COMPLETED", "CANCELLED"])
+    def test_what_goes_on_or_has_concluded_is_left_alone(self, taken, prefect, state) -> None:
+        self.end(prefect, state)
+        taken.look()
+        assert len(prefect.runs) == 1
+
+    def test_of_two_receivers_on_one_inbox_one_retries(self, taken, prefect, inbox, tmp_path) -> None:
+        last = last_start(inbox)
+        with Inbox(tmp_path, "demo") as other:
+            assert decide_retry(inbox, last, 3) is not None
+            assert decide_retry(other, last, 3) is None
 
 
 class TestDebounce:
