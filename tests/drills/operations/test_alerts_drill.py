@@ -27,11 +27,17 @@ def test_each_way_in_which_a_run_ends_is_told_once_with_its_recipe(
     write_tickets: Callable[..., Any],
     replay_teacher: Callable[..., Any],
     tiny_recipe: Callable[..., dict[str, Any]],
+    tiny_base: Path,
 ) -> None:
     (tmp_path / "alerts.yaml").write_text(FILE)
+    roots = f"{tmp_path}:{tiny_base}"
     tickets, few = write_tickets(tmp_path / "log", 400), write_tickets(tmp_path / "few", 40)
     unasked = write_tickets(tmp_path / "unasked", 100, first=400)
-    with receivers(tmp_path) as got, prefect_server(tmp_path) as server, replay_teacher(tickets.answers) as teacher:
+    with (
+        receivers(tmp_path) as got,
+        prefect_server(tmp_path, POTSTILL_DATA_ROOTS=roots) as server,
+        replay_teacher(tickets.answers) as teacher,
+    ):
         make_pool(server, "cpu", 4)
         make_pool(server, "gpu", 1)
         server.call("-m", "prefect", "--no-prompt", "deploy", "--all")

@@ -33,7 +33,8 @@ SECRET = "whsec_" + "A" * 32
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClonedBox]:
-    with cloned_box(tmp_path_factory.mktemp("box")) as box:
+    roots = ["examples", str(tmp_path_factory.getbasetemp())]
+    with cloned_box(tmp_path_factory.mktemp("box"), data_roots=roots) as box:
         if "webhook" in COMMANDS:
             box.env["POTSTILL_WEBHOOK_SECRETS"] = SECRET
         started = time.monotonic()
