@@ -102,14 +102,14 @@ def test_an_endpoint_that_gives_nothing_usable_loses_no_prompt(ledger: Ledger, t
 def test_an_endpoint_whose_answers_become_empty_all_at_once_loses_no_prompt(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("potstill.llm.breaker.LASTING_SECONDS", 0.5)
+    monkeypatch.setattr("potstill.llm.breaker.LASTING_SECONDS", 1.5)
     with FakeTeacher(lambda asked: EMPTY if asked.number >= 40 else None, latency=0.005) as teacher:
-        plan = make_plan(ListedRows(numbered_rows(600)), make_teacher(teacher.url, concurrency=32), None)
+        plan = make_plan(ListedRows(numbered_rows(1200)), make_teacher(teacher.url, concurrency=32), None)
         with pytest.raises(TransientTeacherError, match="attempts failed, for"):
             ask(plan, ledger)
         assert len(teacher.requests) > 40 + 3 * 64, "some met nothing else, as often as it takes"
         teacher.behaviour = None
-        assert ask(plan, ledger).answered == 560
+        assert ask(plan, ledger).answered == 1160
 
 
 @pytest.mark.parametrize(
