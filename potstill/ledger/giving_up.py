@@ -13,21 +13,25 @@ RUNS = 3
 """So many times the attempts of one run, where no attempt got as far as a reply: a later run may be luckier."""
 
 
-def give_up(database: Database, connection: Connection, key: str, said: str, num_attempts: int) -> bool:
+def give_up(
+    database: Database, connection: Connection, key: str, said: str, num_attempts: int, *, is_failing: bool
+) -> bool:
     """Put a key aside if enough was tried; whether it is.
 
     Enough is `num_attempts` replies that were billed and cannot be used, or `RUNS` times as many attempts of any kind.
-    In both cases the endpoint must have answered other prompts meanwhile: else the fault is its own.
+    In both cases the endpoint must have answered other prompts meanwhile: else the fault is its own. Answers that began
+    after a second attempt say so, whatever came later: no outage can have begun between them. Earlier ones say so only
+    of an endpoint that is not failing now: `is_failing` says that so many others fail that it may be down.
     """
-    tried = [row for row in connection.execute(select(attempts).where(attempts.c.answer_key == key)) if _counts(row)]
-    if not tried:
+    of_key = select(attempts).where(attempts.c.answer_key == key).order_by(attempts.c.started_at)
+    tried = [row for row in connection.execute(of_key) if _counts(row)]
+    is_paid_for = sum(row.status == "unusable" for row in tried) >= num_attempts
+    if not is_paid_for and len(tried) < RUNS * num_attempts:
         return False
-    first = min(row.started_at for row in tried)
-    if sum(row.status == "unusable" for row in tried) >= num_attempts:
-        first -= JUST_BEFORE_SECONDS
-    elif len(tried) < RUNS * num_attempts:
-        return False
-    if not _has_answered_since(connection, tried[-1], first):
+    since = tried[min(1, len(tried) - 1)].started_at
+    if not is_failing:
+        since = tried[0].started_at - (JUST_BEFORE_SECONDS if is_paid_for else 0)
+    if not _has_answered_since(connection, tried[-1], since):
         return False
     reason = "empty" if said.startswith("empty") else f"error: {len(tried)} attempts: {said}"
     connection.execute(database.insert_if_new(given_up), {"answer_key": key, "reason": reason})

@@ -179,10 +179,10 @@ class Ledger:
         with self._writing() as connection:
             return owners.close_orphans(self._database, self._writer, connection)
 
-    def give_up(self, key: str, said: str, num_attempts: int) -> bool:
+    def give_up(self, key: str, said: str, num_attempts: int, *, is_failing: bool = False) -> bool:
         """Put aside a key that has no usable answer after enough attempts; whether it is. See `giving_up`."""
         with self._writing() as connection:
-            return giving_up.give_up(self._database, connection, key, said, num_attempts)
+            return giving_up.give_up(self._database, connection, key, said, num_attempts, is_failing=is_failing)
 
     def leave(self, settlements: Iterable[Settlement]) -> None:
         """Keep what cannot be written now; it is written by whoever in this process next closes orphans."""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 from potstill.errors import PermanentTeacherError, TransientTeacherError
 from potstill.ledger import Ledger
@@ -184,11 +185,12 @@ class Asker:
 
     async def _give_up(self, answer: PlannedAnswer, error: UnansweredError) -> bool:
         """Whether a prompt that has no answer after all its attempts is put aside; else it is left for the next run."""
-        if self._sender.is_failing:
-            return False
+        give_up = partial(self._ledger.ledger.give_up, is_failing=self._sender.is_failing)
         with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
-            give_up = self._ledger.ledger.give_up
-            return await self._ledger.run(give_up, answer.key, error.message, self._policy.attempts)
+            is_given_up = await self._ledger.run(give_up, answer.key, error.message, self._policy.attempts)
+        if is_given_up:
+            self._sender.acquit(answer.key)
+        return is_given_up
 
     async def _draw(self, wanted: "_Missing | _Listed") -> PlannedAnswer | None:
         """The next answer that is wanted. A ledger that cannot be read stops all, not one worker."""

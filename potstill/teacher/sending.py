@@ -21,6 +21,8 @@ from potstill.teacher.shares import Share
 from potstill.teacher.stopping import Stop
 
 BYTES_A_TOKEN = 4
+MANY_PROMPTS = 5
+"""So many different ones that failed with no answer between them speak against the endpoint, not against the prompts."""
 NO_LIMITS: Mapping[LimitName, Limit] = {}
 ROOM_SECONDS = 1.0
 """How often somebody who waits for room in the budget looks whether another process has made some."""
@@ -55,6 +57,8 @@ class Sender:
         self._purpose: Purpose = purpose
         self._limiter = Limiter(plan.teacher.rpm, plan.teacher.tpm, clock=clock, sleep=stop.sleep)
         self._breaker = Breaker(clock)
+        self._failed_since_answer: set[str] = set()
+        """Keys; whichever of many concurrent requests fail, an answer in between clears all of them."""
         self._clock = clock
         self._prefixes = SharedPrefixes()
         self._settled = asyncio.Event()
@@ -70,8 +74,12 @@ class Sender:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the endpoint may be down: then no failure says anything of a prompt."""
-        return self._breaker.is_about_to_open
+        """Whether the endpoint may be down: then a failure says little of a prompt."""
+        return self._breaker.is_about_to_open or len(self._failed_since_answer) >= MANY_PROMPTS
+
+    def acquit(self, key: str) -> None:
+        """A prompt turned out to be at fault itself: its failures no longer speak against the endpoint."""
+        self._failed_since_answer.discard(key)
 
     async def send(self, answer: PlannedAnswer, on_step: Callable[[Step], None]) -> Sent:
         """Ask once.
@@ -96,7 +104,7 @@ class Sender:
             attempt = await self._client.ask(body)
             self.has_replied = self.has_replied or attempt.http_status == 200
         finally:
-            self._learn(ticket, attempt)
+            self._learn(answer.key, ticket, attempt)
             settlement = self._settlement(admission.attempt_id, plan, attempt, self._clock() - started)
             if attempt is None:  # cancelled: nobody is there to wait
                 self._ledger.settle(settlement)
@@ -116,7 +124,7 @@ class Sender:
         is_known = self._plan.teacher.prompt_caching and self._prefixes.repeats(request)
         return self._client.encode(request, cache_prefix=is_known)
 
-    def _learn(self, ticket: Ticket, attempt: Attempt | None) -> None:
+    def _learn(self, key: str, ticket: Ticket, attempt: Attempt | None) -> None:
         """Tell the pace, and whoever watches over the endpoint, how a request ended."""
         failure = attempt.outcome if attempt and isinstance(attempt.outcome, Failure) else None
         usage = attempt.outcome.usage if attempt else None
@@ -128,7 +136,12 @@ class Sender:
             retry_after_seconds=failure.retry_after_seconds if failure else None,
         )
         if attempt is not None and (failure is None or failure.cause in {"transient", "request"}):
-            self._breaker.record(failure is None or failure.cause == "request")
+            is_in_order = failure is None or failure.cause == "request"
+            self._breaker.record(is_in_order)
+            if is_in_order:
+                self._failed_since_answer.clear()
+            else:
+                self._failed_since_answer.add(key)
 
     async def _reserve(self, plan: AttemptPlan) -> Admission:
         """The attempt's row, once the caps admit it; while requests are in flight, one of them may make room."""

@@ -99,17 +99,47 @@ def test_an_endpoint_that_gives_nothing_usable_loses_no_prompt(ledger: Ledger, t
     assert kept_from_training(plan, ledger, tmp_path) == []
 
 
+@pytest.mark.flow  # an outage lasts some seconds
+@pytest.mark.parametrize("concurrency", [8, 32])
 def test_an_endpoint_whose_answers_become_empty_all_at_once_loses_no_prompt(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, concurrency: int
 ) -> None:
     monkeypatch.setattr("potstill.llm.breaker.LASTING_SECONDS", 1.5)
     with FakeTeacher(lambda asked: EMPTY if asked.number >= 40 else None, latency=0.005) as teacher:
-        plan = make_plan(ListedRows(numbered_rows(1200)), make_teacher(teacher.url, concurrency=32), None)
+        plan = make_plan(ListedRows(numbered_rows(1200)), make_teacher(teacher.url, concurrency=concurrency), None)
         with pytest.raises(TransientTeacherError, match="attempts failed, for"):
             ask(plan, ledger)
-        assert len(teacher.requests) > 40 + 3 * 64, "some met nothing else, as often as it takes"
+        assert len(teacher.requests) > 40 + 3 * 2 * concurrency, "some met nothing else, as often as it takes"
         teacher.behaviour = None
         assert ask(plan, ledger).answered == 1160
+
+
+@pytest.mark.flow  # as do the pauses between their attempts
+def test_many_bad_prompts_that_outlast_all_good_ones_do_not_speak_against_the_endpoint(ledger: Ledger) -> None:
+    bad = {f"#{number:04}" for number in range(2, 62, 4)}
+    patient = RetryPolicy(attempts=6, first_wait_seconds=0.1, longest_wait_seconds=3)
+    with FakeTeacher(lambda asked: EMPTY if asked.mark in bad else None, latency=0.02) as teacher:
+        plan = make_plan(ListedRows(numbered_rows(260)), make_teacher(teacher.url, concurrency=16), None)
+        report = ask(plan, ledger, patient)
+    assert (report.answered, report.refused, report.unanswered) == (245, 15, 0)
+
+
+@pytest.mark.parametrize(("answered_after", "is_given_up"), [(1, False), (2, True)])
+def test_of_an_endpoint_that_fails_only_answers_since_a_second_attempt_speak_against_the_prompt(
+    ledger: Ledger, answered_after: int, *, is_given_up: bool
+) -> None:
+    plan = planned("http://127.0.0.1:1/v1", 2)
+    bad, good = (
+        AttemptPlan(answer.key, "p", "run", "teach", "openai_compatible", "m", Decimal(1), plan.rates)
+        for answer in plan.answers()
+    )
+    reply = Reply({"role": "assistant", "content": "yes"}, "yes", "stop", Usage(input=1, output=1))
+    for number in (1, 2, 3):
+        ledger.settle(Settlement(begun(ledger, bad), bad, "unusable", usage=Usage(input=1, output=1), http_status=200))
+        if number == answered_after:
+            ledger.settle(Settlement(begun(ledger, good), good, "answered", reply, reply.usage, 200))
+    assert ledger.give_up(bad.answer_key, "empty", 3, is_failing=True) is is_given_up
+    assert ledger.give_up(bad.answer_key, "empty", 3)
 
 
 @pytest.mark.parametrize(
