@@ -45,6 +45,7 @@ def teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("TEACHER_KEY", KEY)
     monkeypatch.delenv("POTSTILL_KEY_HOSTS", raising=False)
     monkeypatch.setattr("potstill.llm.retrying.RetryPolicy.__new__.__defaults__", QUICK)
+    monkeypatch.setattr("potstill.cli.console.PLAIN_SECONDS", 60.0)  # no progress, however slow the machine
 
     def run(
         teacher: FakeTeacher | str, *flags: object, texts: dict[int, str] | None = None, with_key: bool = True

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.llm.limiter import Cost, Limiter, Ticket
-from tests.llm.test_pace_server import Server, VirtualLoop, drive, lognormal, run_virtually
+from tests.llm.test_pace_server import Server, drive, lognormal
+from tests.virtual_time import VirtualLoop, run_virtually
 
 
 def most_in_a_minute(left: list[tuple[float, float]]) -> float:

@@ -3,41 +3,14 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
 from potstill.llm.limiter import Cost, Limiter
 from potstill.llm.providers.base import Limit
-
-T = TypeVar("T")
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only, and at once, when nothing is left to do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-
-        def advance(timeout: float | None) -> Any:
-            assert timeout is not None, "everybody waits for ever"
-            self._now += timeout
-            return []
-
-        self._selector.select = advance
-
-    def time(self) -> float:
-        return self._now
-
-
-def run_virtually(make: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
-    loop = VirtualLoop()
-    try:
-        return loop.run_until_complete(make(loop))
-    finally:
-        loop.close()
+from tests.virtual_time import VirtualLoop, run_virtually
 
 
 class Reply(NamedTuple):
