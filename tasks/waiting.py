@@ -1,8 +1,9 @@
 """A run that waits for somebody's answer: its process ends, and the zombie automation must not take it for a dead one."""
 
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Timer
 from typing import Any
@@ -16,6 +17,10 @@ from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
 from tasks.events import WAITING
 
+log = logging.getLogger(__name__)
+
+PAUSES_SECONDS = (1, 5, 15)
+"""Between the attempts to reach the server."""
 SETTLED_SECONDS = 5.0
 """After this, the last heartbeat has reached the server and been looked at."""
 
@@ -37,11 +42,15 @@ def set_aside() -> Iterator[None]:
 
 
 def _post(api: PrefectApi, events: list[dict[str, Any]]) -> None:
-    for seconds in (1, 5, 15):
-        with suppress(OrchestratorError):
+    said = ""
+    for pause_seconds in (0, *PAUSES_SECONDS):
+        time.sleep(pause_seconds)
+        try:
             return api.post("/events", events)
-        time.sleep(seconds)
-    return api.post("/events", events)
+        except OrchestratorError as error:
+            said = str(error)
+    log.warning("the server does not know that this run waits, and may call it Crashed: %s", said)
+    return None
 
 
 def _waiting() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from deployments.box.places import Kept, Places, State
 from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
 from potstill.subprocesses import process_started_at
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 60.0
@@ -33,16 +34,6 @@ def eventually(look: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) 
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.1)
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class ClonedBox:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psycopg
+
+from tests.ports import free_port
 
 REQUIRED_VARIABLE = "POTSTILL_TESTS_REQUIRE"
 """CI names what it has installed, separated by commas: what is missing all the same is a failure and no skip."""
@@ -54,7 +55,7 @@ def running_server(binaries: Path) -> Iterator[PostgresServer]:
     with TemporaryDirectory(prefix="potstill-postgres-") as directory:
         if as_user:
             shutil.chown(directory, "postgres", "postgres")
-        data, port = Path(directory) / "data", _free_port()
+        data, port = Path(directory) / "data", free_port()
         make = [*as_user, binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"]
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=directory)
         serve = [*as_user, binaries / "postgres", "-D", data, "-p", str(port), "-k", directory, "-c", "fsync=off"]
@@ -67,11 +68,6 @@ def running_server(binaries: Path) -> Iterator[PostgresServer]:
             finally:
                 server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
                 server.wait(timeout=30)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def _wait_until_it_answers(port: int, server: "subprocess.Popen[bytes]") -> None:

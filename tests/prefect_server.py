@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 AUTH = ("potstill", "of-the-tests")
@@ -53,11 +54,6 @@ class RunningServer(NamedTuple):
 
     def state(self, run_id: str) -> dict[str, Any]:
         return httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=30, auth=AUTH).json()["state"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """An S3 server on this machine (moto), and what it holds, seen past our own code."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 import httpx
+
+from tests.ports import free_port
 
 STARTING_SECONDS = 30
 BUCKET = "potstill"
@@ -51,12 +52,6 @@ def running_s3(*, is_guarded: bool = False, port: int = 0) -> Iterator[S3Server]
     finally:
         process.terminate()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:

@@ -16,7 +16,8 @@ from potstill.recipe import Recipe
 from tests.browser.conftest import Shoot
 from tests.browser.prefect_ui import Form, open_run_form, sign_in
 from tests.line_on_server import Line, running_line
-from tests.prefect_server import free_port, running
+from tests.ports import free_port
+from tests.prefect_server import running
 
 pytestmark = pytest.mark.drill
 

@@ -15,7 +15,8 @@ import pytest
 from deployments.docker.polls import require_poll
 from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
-from tests.prefect_server import AUTH, RunningServer, free_port, prefect_server, wait_for
+from tests.ports import free_port
+from tests.prefect_server import AUTH, RunningServer, prefect_server, wait_for
 from tests.receivers import Received, Receivers, receivers
 
 pytestmark = pytest.mark.flow

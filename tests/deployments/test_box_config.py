@@ -12,7 +12,7 @@ from deployments.box.places import Places
 from deployments.box.ports import check_ports
 from deployments.box.processes import processes
 from potstill.errors import UsageError
-from tests.box import free_ports
+from tests.ports import free_ports
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from tests.box import eventually, free_ports
+from tests.box import eventually
+from tests.ports import free_ports
 from tests.prefect_server import running
 
 AUTH = "potstill:long and random"

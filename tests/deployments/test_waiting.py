@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from deployments.automations import zombies
 from tasks import waiting
+from tests.ports import free_port
 from tests.prefect_server import wait_for
 from tests.receivers import receivers
 
@@ -50,3 +51,18 @@ def test_an_error_is_no_waiting_and_a_run_by_hand_says_nothing(monkeypatch: pyte
             with pytest.raises(Pause), waiting.set_aside():
                 raise Pause
         assert got.webhook == []
+
+
+def test_a_server_that_cannot_be_told_is_said_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in RUNTIME.items():
+        monkeypatch.setenv(f"PREFECT__RUNTIME__{name}", value)
+    monkeypatch.setattr(waiting, "SETTLED_SECONDS", 0)
+    monkeypatch.setattr(waiting, "PAUSES_SECONDS", (0, 0))
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        with pytest.raises(Pause), waiting.set_aside():
+            raise Pause
+        wait_for(lambda: caplog.messages, 10)
+    [said] = caplog.messages
+    assert said.startswith("the server does not know that this run waits, and may call it Crashed: Prefect at http://")

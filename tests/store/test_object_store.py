@@ -9,7 +9,8 @@ import pytest
 
 from potstill.errors import NotAuthorisedError, StoreUnreachableError, UsageError
 from potstill.object_store import ObjectStore, open_remote
-from tests.s3_server import BUCKET, Manner, S3Proxy, free_port, running_s3
+from tests.ports import free_port
+from tests.s3_server import BUCKET, Manner, S3Proxy, running_s3
 
 
 @pytest.mark.parametrize(

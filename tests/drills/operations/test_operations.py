@@ -16,7 +16,8 @@ from standardwebhooks import Webhook
 from potstill.promotions import promotions
 from tests.drills.operations.conftest import BY_HAND, NIGHTLY, Scene, seconds_until
 from tests.line_on_server import Line
-from tests.prefect_server import free_port, running, wait_for
+from tests.ports import free_port
+from tests.prefect_server import running, wait_for
 
 pytestmark = pytest.mark.drill
 

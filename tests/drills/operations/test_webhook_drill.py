@@ -8,7 +8,6 @@ import random
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from standardwebhooks import Webhook
 
 from potstill.curation.readers import read_lines
 from potstill.inbox import count_landed, seal
+from tests.ports import free_port
 
 pytestmark = pytest.mark.drill
 
@@ -350,12 +350,6 @@ def told(prefect: Prefect) -> int:
 
 def texts_of(deliveries: list[Delivery]) -> list[str]:
     return [text for delivery in deliveries for text in delivery.texts]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(what: str, happened: Callable[[], bool]) -> None:

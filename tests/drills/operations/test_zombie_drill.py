@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.prefect_server import PREFECT, RunningServer, free_port, make_pool, prefect_server, running, wait_for
+from tests.ports import free_port
+from tests.prefect_server import PREFECT, RunningServer, make_pool, prefect_server, running, wait_for
 
 pytestmark = pytest.mark.drill
 
