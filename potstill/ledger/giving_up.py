@@ -1,8 +1,9 @@
 """Prompts that a teacher which answers others never gives a usable answer to: they are put aside, and stop no run."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, delete, select, update
 
 from potstill.ledger.database import Database
 from potstill.ledger.schema import attempts, given_up
@@ -36,6 +37,14 @@ def give_up(
     reason = "empty" if said.startswith("empty") else f"error: {len(tried)} attempts: {said}"
     connection.execute(database.insert_if_new(given_up), {"answer_key": key, "reason": reason})
     return True
+
+
+def take_back(database: Database, connection: Connection, keys: Sequence[str]) -> None:
+    """Let keys that were refused or put aside be asked for again."""
+    parameter = database.keys_parameter(list(keys))
+    is_refused = (attempts.c.status == "refused") & database.among(attempts.c.answer_key)
+    connection.execute(update(attempts).where(is_refused).values(status="failed"), parameter)
+    connection.execute(delete(given_up).where(database.among(given_up.c.answer_key)), parameter)
 
 
 def _counts(row: Any) -> bool:

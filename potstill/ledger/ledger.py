@@ -184,6 +184,11 @@ class Ledger:
         with self._writing() as connection:
             return giving_up.give_up(self._database, connection, key, said, num_attempts, is_failing=is_failing)
 
+    def take_back(self, keys: Sequence[str]) -> None:
+        """Ask for these again, though they were refused or put aside: they, or the endpoint, were not at fault."""
+        with self._writing() as connection:
+            giving_up.take_back(self._database, connection, keys)
+
     def leave(self, settlements: Iterable[Settlement]) -> None:
         """Keep what cannot be written now; it is written by whoever in this process next closes orphans."""
         self._left.extend(settlements)

@@ -43,7 +43,7 @@ class Breaker:
         """Why it opened; None while it is closed."""
         return self._reason
 
-    def record(self, ok: bool) -> None:  # noqa: FBT001 - what is recorded is just this
+    def record(self, *, ok: bool) -> None:
         """Count the end of one attempt."""
         if len(self._last) == WINDOW and not self._last[0]:
             self._failed -= 1

@@ -2,24 +2,31 @@
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from potstill.errors import PermanentTeacherError, TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import Caps, Purpose
 from potstill.ledger.grouping import GroupedLedger
-from potstill.ledger.spend import add_up
 from potstill.llm.client import ChatClient
 from potstill.llm.retrying import PROBE_TIMEOUTS, RetryPolicy, UnansweredError, retrying
 from potstill.teacher.mending import retries_wanted
-from potstill.teacher.outcome import BatchReport, RefusedError, Step, Tally
-from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
+from potstill.teacher.outcome import (
+    BatchReport,
+    DoubtfulRefusalError,
+    PromptAtFaultError,
+    RefusedError,
+    Step,
+    Tally,
+    refusal,
+)
+from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.sending import Sender
 from potstill.teacher.shares import Share, Slots
 from potstill.teacher.stopping import Stop
 from potstill.teacher.unfinished import HELD_ELSEWHERE
+from potstill.teacher.wanted import Listed, Missing, OnStep, look_up
 
 PROBES = 3
 """So many prompts may fail, one after the other, at an endpoint that does reply, before it counts as out of order."""
@@ -33,7 +40,6 @@ SLOW_LOOK_SECONDS = 0.5
 HELD = "held"
 """A provider's batch holds it: nobody who asks online is working at it."""
 
-OnStep = Callable[[Step], None]
 Say = Callable[[str], None]
 CollectHeld = Callable[[Sequence[str], Say, Callable[[float], Awaitable[None]]], Awaitable[bool]]
 """Waits, by this pause, until no batch at the endpoint holds these keys; False where none did."""
@@ -88,17 +94,17 @@ class Asker:
         reached at all, `TransientTeacherError`; `PotstillError` where the ledger cannot be written. Each stops every
         batch; what was answered until then is kept.
         """
-        tally = Tally()
-        early: list[PlannedAnswer] = []
-        await self._ask_all(_Missing(self._plan, self._ledger, rows, tally, on_step), tally, early, on_step, say)
-        if early and self._sender.has_replied:  # it answers by now: what it says of these counts
-            await self._ask_all(_Listed(early), tally, [], on_step, say)
-        elif early:
-            self._stop_refusing(tally.last_error or "")
+        batch = _Batch(on_step)
+        await self._ask_all(Missing(self._plan, self._ledger, rows, batch.tally, on_step), batch, say)
+        doubtful, batch.doubtful = batch.doubtful, []
+        if doubtful and not self._sender.has_replied:
+            await self._stop_refusing(batch.tally.last_error or "")
             self._stop.check()
+        await self._ask_all(Listed(doubtful), batch, say)  # it answers by now: what it says of these counts
         for _ in range(self._plan.teacher.quality_retries):
-            await self._ask_all(_Listed(await self._bad_ones(rows)), tally, [], on_step, say)
-        return tally.report()
+            await self._ask_all(Listed(await self._bad_ones(rows)), batch, say)
+        batch.tally.counts["unanswered"] += len(batch.doubtful)
+        return batch.tally.report()
 
     async def _bad_ones(self, rows: range) -> list[PlannedAnswer]:
         """A further sample of each prompt that has only answers which must not be trained on."""
@@ -115,29 +121,22 @@ class Asker:
         await asyncio.gather(*self._workers, return_exceptions=True)
         await self._ledger.flush()
 
-    async def _ask_all(
-        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep, say: Say
-    ) -> None:
-        """Ask for each, and for what a batch holds once that has ended; `early`: see `_ask_each`."""
+    async def _ask_all(self, wanted: Listed, batch: "_Batch", say: Say) -> None:
+        """Ask for each, and for what a provider's batch holds once that has ended."""
         is_in_reach = True
-        while held := await self._ask_each(wanted, tally, early, on_step):
+        while held := await self._ask_each(wanted, batch):
             if not is_in_reach:
-                tally.counts["unanswered"] += len(held)
-                tally.last_error = HELD_ELSEWHERE
+                batch.tally.counts["unanswered"] += len(held)
+                batch.tally.last_error = HELD_ELSEWHERE
                 return
             is_in_reach = await self._collect_held([answer.key for answer in held], say, self._stop.sleep)
-            wanted = _Listed(await _look_up(self._ledger, held, tally, on_step))
+            wanted = Listed(await look_up(self._ledger, held, batch.tally, batch.on_step))
 
-    async def _ask_each(
-        self, wanted: "_Missing | _Listed", tally: Tally, early: list[PlannedAnswer], on_step: OnStep
-    ) -> list[PlannedAnswer]:
-        """Ask for each that no batch holds, and return the others.
-
-        `early` collects what was refused before the endpoint had answered anything.
-        """
-        held: list[PlannedAnswer] = []
+    async def _ask_each(self, wanted: Listed, batch: "_Batch") -> list[PlannedAnswer]:
+        """Ask for each that no provider's batch holds, and return the others."""
+        batch.held = []
         number = min(WORKERS_A_SLOT * self._plan.teacher.concurrency, wanted.at_most)
-        workers = [asyncio.create_task(self._work(wanted, tally, early, held, on_step)) for _ in range(number)]
+        workers = [asyncio.create_task(self._work(wanted, batch)) for _ in range(number)]
         self._workers.update(workers)
         try:
             results = await asyncio.gather(*workers, return_exceptions=True)
@@ -152,36 +151,46 @@ class Asker:
         for unexpected in results:
             if unexpected is not None:
                 raise unexpected
-        return held
+        return batch.held
 
-    async def _work(
-        self,
-        wanted: "_Missing | _Listed",
-        tally: Tally,
-        early: list[PlannedAnswer],
-        held: list[PlannedAnswer],
-        on_step: OnStep,
-    ) -> None:
-        def tell(step: Step) -> None:
-            tally.add(step)
-            on_step(step)
-
+    async def _work(self, wanted: Listed, batch: "_Batch") -> None:
+        """Until the endpoint has answered anything, and again where it refuses everything, one asks alone."""
         while (answer := await self._draw(wanted)) is not None:
-            try:
-                sent = await self._ask(answer, tell)
-                if sent == HELD:
-                    held.append(answer)
-                else:
-                    tally.counts[sent] += 1
-            except RefusedError as error:
-                tally.last_error = str(error)
-                if error.is_early:
-                    early.append(answer)
-                else:
-                    tally.counts["refused"] += 1
-            except UnansweredError as error:
-                tally.last_error = str(error)
-                tally.counts["unanswered"] += 1
+            if self._is_reached:
+                await self._ask(answer, self._retry, batch)
+                continue
+            async with self._first:
+                if is_probe := not self._is_reached:
+                    is_neighbour_bad = self._failed_probes > 0 or self._sender.doubts.are_many
+                    probe = wanted.exchange(answer) if is_neighbour_bad else answer
+                    await self._ask(probe, self._reach, batch)
+            if not is_probe:
+                await self._ask(answer, self._retry, batch)
+
+    async def _ask(
+        self, answer: PlannedAnswer, ask: Callable[[PlannedAnswer, OnStep], Awaitable[str]], batch: "_Batch"
+    ) -> None:
+        """Ask for one, and count what became of it."""
+        tally = batch.tally
+        try:
+            sent = await ask(answer, batch.tell)
+            if sent == HELD:
+                batch.held.append(answer)
+            else:
+                tally.counts[sent] += 1
+        except DoubtfulRefusalError as error:
+            tally.last_error = str(error)
+            batch.doubtful.append(answer)
+        except RefusedError as error:
+            tally.last_error = str(error)
+            tally.counts["refused"] += 1
+        except UnansweredError as error:
+            tally.last_error = str(error)
+            tally.counts["unanswered"] += 1
+        else:
+            return
+        if self._is_reached and self._sender.doubts.are_many:
+            self._is_reached, self._failed_probes = False, 0
 
     async def _give_up(self, answer: PlannedAnswer, error: UnansweredError) -> bool:
         """Whether a prompt that has no answer after all its attempts is put aside; else it is left for the next run."""
@@ -192,22 +201,16 @@ class Asker:
             self._sender.acquit(answer.key)
         return is_given_up
 
-    async def _draw(self, wanted: "_Missing | _Listed") -> PlannedAnswer | None:
+    async def _draw(self, wanted: Listed) -> PlannedAnswer | None:
         """The next answer that is wanted. A ledger that cannot be read stops all, not one worker."""
         with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
             return await wanted.draw()
 
-    async def _ask(self, answer: PlannedAnswer, on_step: OnStep) -> str:
-        if not self._is_reached:
-            async with self._first:
-                if not self._is_reached:
-                    return await self._reach(answer, on_step)
-        return await self._retry(answer, on_step)
-
     async def _reach(self, answer: PlannedAnswer, on_step: OnStep) -> str:
-        """The first request goes alone, so that an endpoint that is down is not stormed.
+        """One request goes alone, so that an endpoint that is down, or set up wrongly, is not stormed.
 
-        Where the endpoint replies and only the answer cannot be used, the fault may be the prompt's: the next one tries.
+        Where the endpoint replies and only the answer cannot be used, the fault may be the prompt's: the next one, taken
+        from anywhere among those that are left, tries.
         """
         try:
             sent = await self._retry(answer, on_step, timeouts=PROBE_TIMEOUTS)
@@ -217,13 +220,15 @@ class Asker:
                 said = f"no answer from {self._address}: {error}. Run the same again when it is up"
                 self._stop.because(TransientTeacherError(said))
             raise
+        except PromptAtFaultError:
+            self._is_reached = True
+            raise
         except RefusedError as error:
             self._failed_probes += 1
-            self._is_reached = self._sender.has_replied
-            if not self._is_reached and self._failed_probes == PROBES:
-                self._stop_refusing(str(error))
+            if self._failed_probes == PROBES:
+                await self._stop_refusing(str(error))
             raise
-        self._is_reached = self._sender.has_replied
+        self._is_reached = sent == "answered"
         return sent
 
     async def _retry(self, answer: PlannedAnswer, on_step: OnStep, timeouts: int | None = None) -> str:
@@ -233,7 +238,7 @@ class Asker:
                     return await self._send(answer, on_step)
         except UnansweredError as error:
             if await self._give_up(answer, error):
-                raise RefusedError(error.message) from None
+                raise PromptAtFaultError(error.message) from None
             raise
         raise AssertionError("the loop ends by an answer or by an error")
 
@@ -256,72 +261,28 @@ class Asker:
                 if look_seconds > SLOW_LOOK_SECONDS:
                     await self._ledger.run(self._ledger.ledger.close_orphans)
 
-    def _stop_refusing(self, said: str) -> None:
-        refusal = f"{self._address} refuses every prompt: {said}. Check key, model and base_url"
-        self._stop.because(PermanentTeacherError(refusal))
+    async def _stop_refusing(self, said: str) -> None:
+        """No prompt is refused for good by an endpoint that refuses them all."""
+        with self._stop.where_the_ledger_fails(self._ledger.ledger.url):
+            await self._ledger.run(self._ledger.ledger.take_back, self._sender.doubts.keys)
+        self._stop.because(PermanentTeacherError(refusal(self._address, said)))
+
+
+class _Batch:
+    """What one batch has come to while it is asked for."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self.tally = Tally()
+        self.held: list[PlannedAnswer] = []
+        """In a provider's batch."""
+        self.doubtful: list[PlannedAnswer] = []
+        """Refused, perhaps through no fault of theirs."""
+        self.on_step = on_step
+
+    def tell(self, step: Step) -> None:
+        self.tally.add(step)
+        self.on_step(step)
 
 
 def _bad_ones(plan: TeachPlan, ledger: Ledger, chunk: list[PlannedAnswer]) -> list[PlannedAnswer]:
     return list(retries_wanted(plan, ledger, chunk))
-
-
-async def _look_up(
-    ledger: GroupedLedger, chunk: Sequence[PlannedAnswer], tally: Tally, on_step: OnStep
-) -> list[PlannedAnswer]:
-    """What of these is to be asked for; the others are counted."""
-    standing = await ledger.look_up(answer.key for answer in chunk)
-    ready = [answer for answer in chunk if answer.key in standing.missing]
-    asked = {answer.key: answer for answer in ready}  # a prompt that stands in two rows is asked once
-    refused = sum(answer.key in standing.refused for answer in chunk)
-    done = len(chunk) - len(asked)
-    tally.counts.update(refused=refused, found=done - refused)
-    if done:
-        on_step(Step(found=done))
-    return list(asked.values())
-
-
-class _Missing:
-    """Draws, chunk by chunk, what the ledger lacks; any number of workers share it."""
-
-    def __init__(self, plan: TeachPlan, ledger: GroupedLedger, rows: range, tally: Tally, on_step: OnStep) -> None:
-        self._plan = plan
-        self._rows = rows
-        self._ledger = ledger
-        self._tally = tally
-        self._on_step = on_step
-        self._chunks: AsyncIterator[list[PlannedAnswer]] = self._read()
-        self._ready: deque[PlannedAnswer] = deque()
-        self._refill = asyncio.Lock()
-        self.at_most = len(rows) * plan.teacher.samples
-
-    async def draw(self) -> PlannedAnswer | None:
-        """The next one; None at the end."""
-        while not self._ready:
-            async with self._refill:
-                if self._ready:
-                    break
-                chunk = await anext(self._chunks, None)
-                if chunk is None:
-                    return None
-                self._ready.extend(await _look_up(self._ledger, chunk, self._tally, self._on_step))
-        return self._ready.popleft()
-
-    async def _read(self) -> AsyncIterator[list[PlannedAnswer]]:
-        """A run that is resumed begins about where it stopped: what it has answered is looked up last."""
-        start, stop = self._rows.start, self._rows.stop
-        middle = start
-        if len(self._rows) > CHUNK_ROWS:
-            spent = add_up(await self._ledger.run(self._ledger.ledger.spend, self._plan.run))
-            middle = min(start + spent.answered // self._plan.teacher.samples, stop)
-        for begin, end in ((middle, stop), (start, middle)):
-            for chunk in self._plan.chunks(begin, end):
-                yield chunk
-
-
-class _Listed:
-    def __init__(self, answers: list[PlannedAnswer]) -> None:
-        self._answers: Iterator[PlannedAnswer] = iter(answers)
-        self.at_most = len(answers)
-
-    async def draw(self) -> PlannedAnswer | None:
-        return next(self._answers, None)

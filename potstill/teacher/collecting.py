@@ -10,7 +10,8 @@ from potstill.llm.batches.base import BatchResult, BatchState, custom_id
 from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
 from potstill.llm.providers.base import Failure
-from potstill.teacher.outcome import Step, status_of
+from potstill.teacher.doubts import MANY
+from potstill.teacher.outcome import Step, refusal, status_of
 
 NO_MORE = frozenset({"authorisation", "billing"})
 GROUP = 500
@@ -23,13 +24,16 @@ async def close_batch(
     """Settle what a batch that has ended brought; yields what each group of results adds to a run.
 
     A request without a result was not carried out. Where a line could not be read, it may be that request's, and its
-    cost is unknown. Errors: `NotAuthorisedError`, once all is settled, where key or account refuse what is asked.
+    cost is unknown. Errors, once all is settled: `NotAuthorisedError` where key or account refuse what is asked,
+    `PermanentTeacherError` where every request was refused, in words that name no fault of a prompt; none of these
+    counts as refused then.
     """
     waiting = {
         custom_id(row.token, it.plan.answer_key[:32]): _at_the_same_rates(it, rates)
         for it in ledger.in_batch(row.token)
     }
-    unreadable = 0
+    unreadable = num_results = 0
+    doubtful: dict[str, str] = {}
     stopped_by: Failure | None = None
     group: list[Settlement] = []
     async for result in results:
@@ -37,8 +41,11 @@ async def close_batch(
         if attempt is None:
             unreadable += not result.custom_id
             continue
-        if isinstance(result.outcome, Failure) and result.outcome.cause in NO_MORE:
-            stopped_by = result.outcome
+        num_results += 1
+        if isinstance(result.outcome, Failure):
+            stopped_by = result.outcome if result.outcome.cause in NO_MORE else stopped_by
+            if result.outcome.cause == "request" and not result.outcome.is_prompts_own:
+                doubtful[attempt.plan.answer_key] = result.outcome.message
         group.append(_settlement(attempt, result))
         if len(group) == GROUP:
             yield _settle(ledger, group, run)
@@ -49,6 +56,9 @@ async def close_batch(
     ledger.update_batch(row.token, "ended")
     if stopped_by is not None:
         raise NotAuthorisedError(f"{row.base_url}: {stopped_by.message}: mend that, then run the same again")
+    if len(doubtful) == num_results >= MANY:
+        ledger.take_back(list(doubtful))
+        raise PermanentTeacherError(refusal(row.base_url, next(iter(doubtful.values()))))
 
 
 def _at_the_same_rates(attempt: BatchedAttempt, rates: Rates) -> BatchedAttempt:

@@ -19,12 +19,18 @@ LONGEST_ERROR = 100
 class RefusedError(PermanentTeacherError):
     """The provider rejects this one request; the others go on."""
 
-    is_early = False
-    """Before the endpoint had answered anything: the fault may be its own."""
+
+class PromptAtFaultError(RefusedError):
+    """The endpoint is in order: it says what is wrong with the prompt, or has answered others meanwhile."""
 
 
-class EarlyRefusalError(RefusedError):
-    is_early = True
+class DoubtfulRefusalError(RefusedError):
+    """The fault may be the endpoint's: it has answered nothing yet, or refuses one prompt after another."""
+
+
+def refusal(address: str, said: str) -> str:
+    """What a run says that stops at an endpoint which refuses every prompt."""
+    return f"{address} refuses every prompt: {said}. Check key, model and base_url"
 
 
 def status_of(outcome: Reply | Failure, *, may_be_billed: bool) -> Status:

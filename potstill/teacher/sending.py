@@ -15,7 +15,8 @@ from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.providers.errors import error_for_the_run
 from potstill.llm.retrying import UnansweredError
 from potstill.teacher.budget import describe_cap
-from potstill.teacher.outcome import EarlyRefusalError, RefusedError, Step, status_of, step_of
+from potstill.teacher.doubts import Doubts
+from potstill.teacher.outcome import DoubtfulRefusalError, PromptAtFaultError, RefusedError, Step, status_of, step_of
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.shares import Share
 from potstill.teacher.stopping import Stop
@@ -59,6 +60,7 @@ class Sender:
         self._breaker = Breaker(clock)
         self._failed_since_answer: set[str] = set()
         """Keys; whichever of many concurrent requests fail, an answer in between clears all of them."""
+        self.doubts = Doubts(clock)
         self._clock = clock
         self._prefixes = SharedPrefixes()
         self._settled = asyncio.Event()
@@ -104,7 +106,7 @@ class Sender:
             attempt = await self._client.ask(body)
             self.has_replied = self.has_replied or attempt.http_status == 200
         finally:
-            self._learn(answer.key, ticket, attempt)
+            self._learn(answer.key, ticket, attempt, started)
             settlement = self._settlement(admission.attempt_id, plan, attempt, self._clock() - started)
             if attempt is None:  # cancelled: nobody is there to wait
                 self._ledger.settle(settlement)
@@ -116,7 +118,7 @@ class Sender:
         self._settled.set()  # wakes all that wait; who waits next waits for the next
         self._settled = asyncio.Event()
         on_step(step)
-        self._judge(attempt)
+        self._judge(attempt, settlement)
         return "answered"
 
     def _encode(self, request: ChatRequest) -> bytes:
@@ -124,7 +126,7 @@ class Sender:
         is_known = self._plan.teacher.prompt_caching and self._prefixes.repeats(request)
         return self._client.encode(request, cache_prefix=is_known)
 
-    def _learn(self, key: str, ticket: Ticket, attempt: Attempt | None) -> None:
+    def _learn(self, key: str, ticket: Ticket, attempt: Attempt | None, started: float) -> None:
         """Tell the pace, and whoever watches over the endpoint, how a request ended."""
         failure = attempt.outcome if attempt and isinstance(attempt.outcome, Failure) else None
         usage = attempt.outcome.usage if attempt else None
@@ -135,13 +137,25 @@ class Sender:
             is_rate_limited=failure is not None and failure.cause == "rate_limit",
             retry_after_seconds=failure.retry_after_seconds if failure else None,
         )
-        if attempt is not None and (failure is None or failure.cause in {"transient", "request"}):
-            is_in_order = failure is None or failure.cause == "request"
-            self._breaker.record(is_in_order)
-            if is_in_order:
-                self._failed_since_answer.clear()
-            else:
-                self._failed_since_answer.add(key)
+        if attempt is None:
+            return
+        if failure is None or self._is_prompts_own(key, attempt):
+            self._breaker.record(ok=True)
+            self._failed_since_answer.clear()
+        elif failure.cause == "request":
+            self.doubts.refused(key)
+        elif failure.cause == "transient":
+            self._breaker.record(ok=False)
+            self._failed_since_answer.add(key)
+        if failure is None:
+            self.doubts.answered(started)
+
+    def _is_prompts_own(self, key: str, attempt: Attempt) -> bool:
+        """Whether it was refused, and that is certainly the prompt's fault."""
+        failure = attempt.outcome
+        if not isinstance(failure, Failure) or failure.cause != "request":
+            return False
+        return failure.is_prompts_own or self.doubts.is_at_fault(key)
 
     async def _reserve(self, plan: AttemptPlan) -> Admission:
         """The attempt's row, once the caps admit it; while requests are in flight, one of them may make room."""
@@ -182,7 +196,7 @@ class Sender:
         return Settlement(
             attempt_id,
             plan,
-            self._status(attempt),
+            self._status(plan.answer_key, attempt),
             reply=outcome if is_reply else None,
             usage=outcome.usage,
             http_status=attempt.http_status,
@@ -190,19 +204,23 @@ class Sender:
             seconds=seconds,
         )
 
-    def _status(self, attempt: Attempt) -> Status:
-        """Before an endpoint has answered anything, a refusal may be its own fault: it counts when it is repeated."""
+    def _status(self, key: str, attempt: Attempt) -> Status:
+        """A refusal that may be the endpoint's own fault does not count yet."""
         status = status_of(attempt.outcome, may_be_billed=attempt.may_be_billed)
-        return "failed" if status == "refused" and not self.has_replied else status
+        is_doubtful = not self.has_replied or self.doubts.are_many
+        return "failed" if status == "refused" and is_doubtful and not self._is_prompts_own(key, attempt) else status
 
-    def _judge(self, attempt: Attempt) -> None:
+    def _judge(self, attempt: Attempt, settlement: Settlement) -> None:
         """Raise what the outcome means for this request, for the run, or for the pace."""
         failure = attempt.outcome
         if isinstance(failure, Reply):
             return
         said = f"{self._client.base_url}: {failure.message}"
+        if failure.cause == "request" and settlement.status != "refused":
+            raise DoubtfulRefusalError(failure.message)
         if failure.cause == "request":
-            raise (RefusedError if self.has_replied else EarlyRefusalError)(failure.message)
+            is_own = self._is_prompts_own(settlement.plan.answer_key, attempt)
+            raise (PromptAtFaultError if is_own else RefusedError)(failure.message)
         if (error := error_for_the_run(failure, said, self._client.key_remedy)) is not None:
             self._stop.because(error)
         elif self._breaker.is_open:

@@ -24,7 +24,7 @@ def breaker(clock: Clock) -> Breaker:
 def attempts(breaker: Breaker, clock: Clock, seconds: float, per_second: float, *, failed_of_ten: int) -> None:
     """So many attempts, spread evenly; the first of every ten are those that fail."""
     for number in range(round(seconds * per_second)):
-        breaker.record(number % 10 >= failed_of_ten)
+        breaker.record(ok=number % 10 >= failed_of_ten)
         clock.now += 1 / per_second
 
 
@@ -67,8 +67,8 @@ def test_a_lone_bad_prompt_that_is_asked_again_does_not_open_it_while_others_suc
 ) -> None:
     for _ in range(200):
         for _ in range(5):
-            breaker.record(False)
-        breaker.record(True)
+            breaker.record(ok=False)
+        breaker.record(ok=True)
         clock.now += 10
     assert not breaker.is_open
 

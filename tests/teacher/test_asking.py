@@ -1,4 +1,6 @@
+import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -40,6 +42,10 @@ from tests.fake_teacher import (
 )
 
 pytestmark = pytest.mark.usefixtures("hurried")
+
+TOO_LONG = Fault(
+    "too long", 400, json.dumps({"error": {"message": "too long", "code": "context_length_exceeded"}}).encode()
+)
 
 
 def planned(teacher: FakeTeacher, rows: list[InputRow], **fields: Any) -> TeachPlan:
@@ -208,6 +214,47 @@ def test_an_endpoint_that_refuses_everything_is_left_and_nothing_is_refused_for_
     assert len(teacher.requests) == 3
     teacher.behaviour = None
     assert ask(plan, ledger).answered == 20
+
+
+@pytest.mark.parametrize("concurrency", [4, 32])
+def test_an_endpoint_that_begins_to_refuse_everything_stops_the_run_and_loses_no_prompt(
+    ledger: Ledger, concurrency: int
+) -> None:
+    with FakeTeacher(lambda asked: BAD_REQUEST if asked.number >= 20 else None) as teacher:
+        plan = planned(teacher, numbered_rows(300), concurrency=concurrency)
+        with pytest.raises(PermanentTeacherError, match="refuses every prompt: HTTP 400"):
+            ask(plan, ledger)
+        assert len(teacher.requests) <= 20 + 30 + 2 * concurrency + 3
+        teacher.behaviour = None
+        report = ask(plan, ledger)
+        assert (report.found, report.answered, report.refused) == (20, 280, 0)
+
+
+def test_many_refused_prompts_in_a_row_do_not_stop_a_run_that_has_others(ledger: Ledger) -> None:
+    with FakeTeacher(lambda asked: BAD_REQUEST if 100 <= int(asked.mark[1:]) < 140 else None) as teacher:
+        plan = planned(teacher, numbered_rows(1000), concurrency=4)
+        report = ask(plan, ledger)
+        assert (report.answered, report.refused, report.unanswered) == (960, 40, 0)
+        assert ask(plan, ledger).attempts == 0
+
+
+@pytest.mark.parametrize("fault", [TOO_LONG, BAD_REQUEST, EMPTY], ids=lambda fault: fault.name)
+def test_bad_prompts_at_the_head_of_a_file_do_not_speak_for_all_of_it(ledger: Ledger, fault: Fault) -> None:
+    head = {f"#{number:04d}" for number in range(3)}
+    with FakeTeacher(lambda asked: fault if asked.mark in head else None) as teacher:
+        plan = planned(teacher, numbered_rows(500))
+        first = ask(plan, ledger)
+        assert first.answered == 497
+        assert ask(plan, ledger).unanswered == 0
+        assert ask(plan, ledger).attempts == 0
+        assert max(Counter(teacher.marks()).values()) <= 2 * QUICK.attempts
+
+
+def test_a_refusal_that_names_the_prompts_fault_counts_at_once(ledger: Ledger) -> None:
+    with FakeTeacher(lambda asked: TOO_LONG) as teacher:
+        plan = planned(teacher, numbered_rows(60), concurrency=2)
+        report = ask(plan, ledger)
+        assert (report.refused, len(teacher.requests)) == (60, 60)
 
 
 def test_a_single_prompt_that_is_refused_is_no_success(teacher: FakeTeacher, ledger: Ledger) -> None:

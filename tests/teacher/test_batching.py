@@ -223,6 +223,19 @@ def test_nobody_waits_for_a_batch_that_holds_nothing_of_theirs(
         assert session.answer_in_batches().answered == 3
 
 
+def test_a_batch_of_which_every_request_is_refused_stops_the_run_and_loses_no_prompt(
+    planned: Callable[..., TeachPlan], ledger: Ledger, teacher: BatchTeacher
+) -> None:
+    plan = planned(40)
+    teacher.outcomes = {f"#{number:04d}": error(400, "invalid_request_error") for number in range(40)}
+    with pytest.raises(PermanentTeacherError, match="refuses every prompt: HTTP 400"):
+        ask(plan, ledger)
+    teacher.outcomes = {"#0007": error(400, "invalid_request_error")}
+    assert ask(plan, ledger).answered == 39
+    again = ask(plan, ledger)
+    assert (again.found, again.refused, again.attempts) == (39, 1, 0)
+
+
 def test_a_key_that_a_batch_refuses_ends_the_run_once_what_was_answered_is_kept(
     planned: Callable[..., TeachPlan], ledger: Ledger, teacher: BatchTeacher
 ) -> None:

@@ -19,6 +19,8 @@ class Failure(NamedTuple):
     usage: Usage | None = None
     """What was billed all the same, where the reply said so."""
     retry_after_seconds: float | None = None
+    is_prompts_own: bool = False
+    """A refusal that names what is wrong with this prompt: its length, or a policy; others may be the endpoint's fault."""
 
 
 LimitName = Literal["requests", "tokens", "input_tokens", "output_tokens"]

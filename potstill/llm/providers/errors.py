@@ -59,7 +59,7 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
     if status == 402 or any(map(_BILLING.fullmatch, said.codes)) or _NO_CREDIT.search(said.message):
         return Failure("billing", f"{message}: the account has no credit left or has reached a limit of spending")
     if status == 403 and _POLICY.search(said.words):  # OpenRouter refuses single prompts in this way
-        return Failure("request", message + _remedy(status, said))
+        return _refusal(status, said, message)
     if status == 403:
         return Failure("authorisation", f"{message}: the account may not use this")
     if status in {404, 405}:
@@ -68,7 +68,7 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
         return Failure("rate_limit", message, retry_after_seconds=read_retry_after(headers))
     if status in {408, 409} or status >= 500:
         return Failure("transient", message, retry_after_seconds=read_retry_after(headers))
-    return Failure("request", message + _remedy(status, said))
+    return _refusal(status, said, message)
 
 
 def hidden_status(body: Any) -> int | None:
@@ -81,6 +81,11 @@ def hidden_status(body: Any) -> int | None:
         return None
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
+def _refusal(status: int, said: Said, message: str) -> Failure:
+    remedy = _remedy(status, said)
+    return Failure("request", message + remedy, is_prompts_own=bool(remedy))
 
 
 def _remedy(status: int, said: Said) -> str:
