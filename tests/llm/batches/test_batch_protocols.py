@@ -1,5 +1,6 @@
 """Both providers' batches against a real server: what goes in, what comes out, and what each line means."""
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import Reply
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure
+from potstill.records import Usage
 from tests.batch_teacher import (
     BAD_LINE,
     DROP_AFTER,
@@ -243,6 +245,24 @@ async def test_a_line_of_any_shape_is_a_failure_in_doubt_and_never_a_crash(
     strange = next(result for name, result in results.items() if name != "0001")
     assert isinstance(strange.outcome, Failure)
     assert (strange.outcome.cause, strange.usage) == ("transient", None)
+
+
+async def test_what_a_model_thought_is_billed_in_a_batch_as_it_is_online(teacher: BatchTeacher) -> None:
+    usages = {
+        "0000": {"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623},
+        "0001": {"prompt_tokens": 12, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 317}},
+    }
+    async with opened("openai_compatible", teacher) as batches:
+        submitted = await batches.submit(numbered_requests("openai_compatible", TOKEN, 2), TOKEN)
+        state = await batches.state(submitted.id)
+        batch = teacher.batches[submitted.id]
+        rows = [json.loads(line) for line in batch.output.splitlines()]
+        for row in rows:
+            row["response"]["body"]["usage"] = usages[row["custom_id"].removeprefix(f"{TOKEN}-")]
+        batch.output = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        results = await collect(batches, state)
+    assert results["0000"].usage == Usage(input=20, output=603)
+    assert results["0001"].usage == Usage(input=12, output=319, reasoning=317)
 
 
 async def test_a_request_that_timed_out_inside_openai_may_have_been_billed(teacher: BatchTeacher) -> None:
