@@ -5,6 +5,7 @@ outside too. Messages do not repeat what they refuse.
 """
 
 import re
+from base64 import b64decode
 
 SECRET_HEADER = re.compile(
     r"auth(?!or(?!i))|token(?!s)|(?<!x-port)key|secret|passw|passphrase|credential|cookie|bearer|jwt", re.IGNORECASE
@@ -16,6 +17,7 @@ SECRET_VALUE = re.compile(
     re.IGNORECASE,
 )
 """A bearer's token, or how the keys of providers begin and go on: sk-learn is none."""
+_BASIC = re.compile(r"\bbasic\s+(?=([\w+/-]{8,}))", re.IGNORECASE)
 FRAMING_HEADERS = frozenset(
     {
         "connection",
@@ -61,7 +63,21 @@ def check_headers(headers: dict[str, str]) -> None:
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
             raise ValueError(f"{name!r} is no header of HTTP: a name is letters and hyphens, a value one line of ASCII")
-        if SECRET_HEADER.search(name) or SECRET_VALUE.search(value):
+        if SECRET_HEADER.search(name) or SECRET_VALUE.search(value) or _holds_password(value):
             raise ValueError(f"{name} would carry a key: name the key's variable in api_key_env instead")
         if name.lower() in FRAMING_HEADERS or name.lower().startswith("proxy-"):
             raise ValueError(f"{name} is set by the client, or opens what is no teacher: remove it")
+
+
+def _holds_password(value: str) -> bool:
+    """Whether it holds `Basic` and a user and password as RFC 7617 writes them; another word after "basic" is none."""
+    decoded = map(_decoded, _BASIC.findall(value))
+    return any(":" in text and text.isprintable() for text in decoded)
+
+
+def _decoded(word: str) -> str:
+    """What it says in base64; nothing where it is none."""
+    try:
+        return b64decode(word + "=" * (-len(word) % 4), altchars=b"-_").decode()
+    except ValueError:
+        return ""

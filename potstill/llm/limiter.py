@@ -10,6 +10,7 @@ from potstill.llm.pacing.mirror import Mirror
 from potstill.llm.pacing.sizes import Amounts, Sizes
 from potstill.llm.pacing.ticket import Cost, Ticket
 from potstill.llm.providers.base import Limit, LimitName
+from potstill.records import Usage
 
 __all__ = ["Cost", "Limiter", "Ticket"]
 
@@ -93,7 +94,7 @@ class Limiter:
         ticket: Ticket,
         *,
         limits: Mapping[LimitName, Limit],
-        usage: tuple[int, int] | None,
+        usage: Usage | None,
         is_rate_limited: bool,
         retry_after_seconds: float | None,
     ) -> None:
@@ -102,7 +103,7 @@ class Limiter:
         Args:
             ticket: the request's; a second end of the same request changes nothing.
             limits: what the reply's headers said; empty where nothing did.
-            usage: input and output tokens, where the reply told.
+            usage: what it took, where the reply told.
             is_rate_limited: the server refused it for its pace, not for money.
             retry_after_seconds: what such a refusal asked for; all requests pause for so long.
         """
@@ -112,7 +113,7 @@ class Limiter:
         if self._fraction != 1:
             limits = {name: limit.scaled(self._fraction) for name, limit in limits.items()}
         if usage is not None:
-            self._sizes.learn(ticket.cost, *usage)
+            self._sizes.learn(ticket.cost, usage)
         self._mirror.end(ticket, now, limits, usage, is_refused=is_rate_limited)
         if not limits.keys() <= self._mirror.buckets.keys():
             later = [other for other in self._in_flight.values() if other.number > ticket.number]

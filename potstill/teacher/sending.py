@@ -129,11 +129,10 @@ class Sender:
     def _learn(self, key: str, ticket: Ticket, attempt: Attempt | None, started: float) -> None:
         """Tell the pace, and whoever watches over the endpoint, how a request ended."""
         failure = attempt.outcome if attempt and isinstance(attempt.outcome, Failure) else None
-        usage = attempt.outcome.usage if attempt else None
         self._limiter.settle(
             ticket,
             limits=attempt.limits if attempt else NO_LIMITS,
-            usage=None if usage is None else (usage.input, usage.output),
+            usage=attempt.outcome.usage if attempt else None,
             is_rate_limited=failure is not None and failure.cause == "rate_limit",
             retry_after_seconds=failure.retry_after_seconds if failure else None,
         )

@@ -110,6 +110,19 @@ def test_a_refused_prompt_says_what_may_be_done(status: int, body: Any, remedy: 
     assert found.message.startswith(f"HTTP {status}: ")
 
 
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("Unsupported parameter: 'max_tokens' is not supported with this model.", "run"),
+        ("Unknown parameter: 'prompt_cache_key'.", "run"),
+        ("Unsupported parameter: 'seed' is not supported with this model.", "request"),
+        ("max_tokens is too large: 100000. This model supports at most 16384 completion tokens.", "request"),
+    ],
+)
+def test_a_field_that_the_client_chose_is_no_fault_of_a_prompt(said: str, cause: str) -> None:
+    assert PROVIDERS["openai"].read_error(400, openai_error("unsupported_parameter", said), {}).cause == cause
+
+
 def test_another_refused_prompt_says_what_the_server_said_and_no_more() -> None:
     found = PROVIDERS["openai"].read_error(400, openai_error("invalid_value", "tools: f is no name"), {})
     assert found.message == "HTTP 400: tools: f is no name"

@@ -5,6 +5,7 @@ import pytest
 
 from potstill.llm.limiter import Cost, Limiter, Ticket
 from potstill.llm.providers.base import Limit
+from potstill.records import Usage
 
 
 class Clock:
@@ -33,11 +34,14 @@ async def starts(limiter: Limiter, clock: Clock, count: int, tokens: int = 10) -
     return found
 
 
+TEN = Usage(input=10, output=10)
+
+
 def end(
     limiter: Limiter,
     ticket: Ticket,
     *,
-    usage: tuple[int, int] | None = (10, 10),
+    usage: Usage | None = TEN,
     limits: dict[str, Limit] | None = None,
     is_rate_limited: bool = False,
     retry_after_seconds: float | None = None,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.llm.limiter import Cost, Limiter, Ticket
+from potstill.records import Usage
 from tests.llm.test_pace_server import Server, drive, lognormal
 from tests.virtual_time import VirtualLoop, run_virtually
 
@@ -37,7 +38,7 @@ def wild_run(seed: int, rpm: float | None, tpm: float | None) -> list[tuple[floa
             limiter.settle(
                 ticket,
                 limits={},
-                usage=(ticket.cost.prompt_tokens, 20) if end == "answered" else None,
+                usage=Usage(input=ticket.cost.prompt_tokens, output=20) if end == "answered" else None,
                 is_rate_limited=end == "refused",
                 retry_after_seconds=draw.choice([None, 0.0, 3.0]) if end == "refused" else None,
             )
@@ -93,7 +94,7 @@ def test_estimates_of_prompts_that_are_half_of_the_truth_are_corrected() -> None
         limiter = Limiter(tpm=60_000, clock=loop.time)
         for _ in range(301):
             ticket = await limiter.acquire(Cost(50, 0))
-            limiter.settle(ticket, limits={}, usage=(100, 0), is_rate_limited=False, retry_after_seconds=None)
+            limiter.settle(ticket, limits={}, usage=Usage(input=100), is_rate_limited=False, retry_after_seconds=None)
         return loop.time()
 
     assert run_virtually(run) == pytest.approx(300 * 0.1, abs=0.1)

@@ -58,6 +58,38 @@ def test_the_limits_of_anthropic_are_mirrored_each_and_without_resets_too(per_mi
     assert server.refused_share <= 0.001
 
 
+LONG_PROMPTS = {"input_tokens": 30_000.0}, 10_000
+MANY_PROMPTS = {"input_tokens": 150_000.0}, 2000
+
+
+@pytest.mark.parametrize("cached", [0.5, 0.95])
+@pytest.mark.parametrize(("per_minute", "prompt"), [LONG_PROMPTS, MANY_PROMPTS])
+def test_what_lies_in_anthropics_cache_does_not_hold_back_the_rest(
+    per_minute: dict[str, float], prompt: int, cached: float
+) -> None:
+    server = Server(
+        per_minute,
+        60,
+        LATENCIES["lognormal"],
+        tells_reset=False,
+        cached=cached,
+        sizes=lambda draw: (draw.randint(prompt - 20, prompt + 20), 100),
+    )
+    drive(server, round(6 * per_minute["input_tokens"] / (prompt * (1 - cached))), 64)
+    assert server.used("input_tokens") >= 0.97
+    assert server.refused == 0
+
+
+def test_a_model_whose_cached_input_counts_refuses_one_wave_and_no_more() -> None:
+    per_minute, prompt = MANY_PROMPTS
+    sizes = {"sizes": lambda draw: (draw.randint(prompt - 20, prompt + 20), 100)}
+    server = Server(per_minute, 60, LATENCIES["lognormal"], tells_reset=False, cached=0.9, charges_cached=True, **sizes)
+    drive(server, 900, 64)
+    assert server.used("input_tokens") >= 0.97
+    assert server.refused <= 64
+    assert max(server.refusals, default=0.0) - min(server.refusals, default=0.0) <= 2, "one wave"
+
+
 def test_a_small_limit_is_used_as_well() -> None:
     server = Server({"requests": 30.0}, 60, LATENCIES["200 ms"])
     drive(server, 200, 16)

@@ -4,8 +4,10 @@ from potstill.llm.pacing.mirror import Mirror
 from potstill.llm.pacing.sizes import Amounts
 from potstill.llm.pacing.ticket import Cost, Ticket
 from potstill.llm.providers.base import Limit
+from potstill.records import Usage
 
 ONE = {"requests": Amounts(1, 1)}
+TOKENS = Usage(input=1, output=1)
 PER_SECOND = 10.0
 
 
@@ -20,7 +22,7 @@ def leave(mirror: Mirror, number: int, now: float) -> Ticket:
 
 
 def reply(mirror: Mirror, ticket: Ticket, now: float, remaining: float) -> None:
-    mirror.end(ticket, now, told(remaining), (1, 1), is_refused=False)
+    mirror.end(ticket, now, told(remaining), TOKENS, is_refused=False)
 
 
 def started(remaining: float) -> Mirror:
@@ -66,7 +68,7 @@ def test_a_late_reply_subtracts_what_left_after_its_request_and_is_answered_alre
     mirror = started(100)
     early = leave(mirror, 1, 0.0)
     for number in range(2, 81):
-        mirror.end(leave(mirror, number, 0.1), 0.2, {}, (1, 1), is_refused=False)
+        mirror.end(leave(mirror, number, 0.1), 0.2, {}, TOKENS, is_refused=False)
     reply(mirror, early, 0.3, 99)
     assert leaving_at(mirror, 0.3) <= 22
 
@@ -97,7 +99,7 @@ def test_a_refused_request_is_given_back() -> None:
 def test_a_limit_that_replies_stop_telling_of_is_forgotten() -> None:
     mirror = started(5)
     for number in range(1, 1100):
-        mirror.end(leave(mirror, number, 0.0), 0.0, {}, (1, 1), is_refused=False)
+        mirror.end(leave(mirror, number, 0.0), 0.0, {}, TOKENS, is_refused=False)
     assert mirror.buckets == {}
 
 

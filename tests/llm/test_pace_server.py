@@ -10,11 +10,12 @@ import pytest
 
 from potstill.llm.limiter import Cost, Limiter
 from potstill.llm.providers.base import Limit
+from potstill.records import Usage
 from tests.virtual_time import VirtualLoop, run_virtually
 
 
 class Reply(NamedTuple):
-    usage: tuple[int, int] | None
+    usage: Usage | None
     limits: Mapping[str, Limit]
     is_refused: bool = False
     retry_after_seconds: float | None = None
@@ -26,6 +27,7 @@ class Server:
     Args:
         per_minute: by the name of the limit.
         charge: "used" for the tokens of prompt and completion, "most" for prompt and max_tokens.
+        cached: the share of each prompt that lies in the provider's cache; charges_cached: and counts as input all the same.
         latency: draws how long a request takes; a tenth of it is the way there, which varies by up to 5 ms more.
         tells: replies carry the limits; tells_reset: and when the buckets are full again.
         retry_after: seconds that a refusal asks for, "exact" for those until there is room, or None for none.
@@ -41,6 +43,8 @@ class Server:
         latency: Callable[[random.Random], float],
         *,
         charge: str = "used",
+        cached: float = 0.0,
+        charges_cached: bool = False,
         tells: bool = True,
         tells_reset: bool = True,
         retry_after: float | Literal["exact"] | None = 1.0,
@@ -58,6 +62,7 @@ class Server:
         self.capacity = {name: rate * holds_seconds for name, rate in self.rate.items()}
         self.level = dict(self.capacity)
         self.random = random.Random(seed)
+        self.cached, self.charges_cached = cached, charges_cached
         self.latency, self.charge, self.tells, self.tells_reset = latency, charge, tells, tells_reset
         self.retry_after, self.by_chance, self.sizes, self.max_tokens = retry_after, by_chance, sizes, max_tokens
         self.down, self.refuses_at_once = down, refuses_at_once
@@ -84,7 +89,9 @@ class Server:
         self.arrivals.append(now)
         tokens = size[0] + (size[1] if self.charge == "used" else self.max_tokens)
         output = size[1] if self.charge == "used" else self.max_tokens
-        costs = {"requests": 1, "tokens": tokens, "input_tokens": size[0], "output_tokens": output}
+        cached = round(size[0] * self.cached)
+        given = size[0] if self.charges_cached else size[0] - cached
+        costs = {"requests": 1, "tokens": tokens, "input_tokens": given, "output_tokens": output}
         is_full = any(self.level[name] < costs[name] for name in self.rate)
         is_down = self.down[0] <= now < self.down[1]
         if is_full or is_down or self.random.random() < self.by_chance:
@@ -97,7 +104,7 @@ class Server:
             self.level[name] -= costs[name]
             self.charged[name] += costs[name]
         self.served += 1
-        return Reply(size, self._limits())
+        return Reply(Usage(input=size[0], cached_input=cached, output=size[1]), self._limits())
 
     def _limits(self) -> dict[str, Limit]:
         if not self.tells:

@@ -49,7 +49,7 @@ def test_a_key_travels_as_a_bearer_token_and_no_key_as_nothing() -> None:
     ],
 )
 def test_azure_takes_the_key_in_a_header_of_its_own(url: str, header: str) -> None:
-    assert list(COMPATIBLE.headers("k", url)) == [header]
+    assert list(COMPATIBLE.headers("k", url)) == list(OPENAI.headers("k", url)) == [header]
 
 
 def test_only_openai_is_told_which_requests_share_a_prefix() -> None:
@@ -121,6 +121,39 @@ def test_no_more_tokens_are_cached_than_there_are() -> None:
 def test_a_bill_without_details_is_a_bill(details: Any) -> None:
     usage = {"prompt_tokens": 4, "completion_tokens": 2, "prompt_tokens_details": details}
     assert COMPATIBLE.read_reply(reply(usage, content="yes")).usage == Usage(input=4, output=2)
+
+
+@pytest.mark.parametrize(
+    ("usage", "output", "reasoning"),
+    [
+        ({"completion_tokens": 330, "total_tokens": 342, "reasoning": 317}, 330, 317),
+        ({"completion_tokens": 2, "total_tokens": 331, "reasoning": 317}, 319, 317),
+        ({"completion_tokens": 900, "total_tokens": 1229, "reasoning": 317}, 1217, 317),
+        ({"completion_tokens": 198, "total_tokens": 615}, 603, 0),
+        ({"completion_tokens": 0, "total_tokens": 72}, 60, 0),
+        ({"completion_tokens": 2, "reasoning": 317}, 319, 317),
+        ({"completion_tokens": 2, "total_tokens": 14, "reasoning": 317}, 319, 317),
+        ({"completion_tokens": 9, "total_tokens": 0}, 9, 0),
+        ({"completion_tokens": 9, "total_tokens": None}, 9, 0),
+    ],
+    ids=[
+        "OpenAI",
+        "xAI",
+        "xAI, long",
+        "Gemini",
+        "Gemini, all thought",
+        "no total",
+        "odd total",
+        "total 0",
+        "total null",
+    ],
+)
+def test_what_a_model_thought_is_billed_wherever_its_provider_counts_it(
+    usage: dict[str, Any], output: int, reasoning: int
+) -> None:
+    details = {"completion_tokens_details": {"reasoning_tokens": usage.pop("reasoning", None)}}
+    found = COMPATIBLE.read_reply(reply({"prompt_tokens": 12, **usage, **details}, content="yes"))
+    assert found.usage == Usage(input=12, output=output, reasoning=reasoning)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])

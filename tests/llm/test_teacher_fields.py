@@ -35,6 +35,10 @@ def test_a_header_that_would_carry_a_key_is_refused_and_its_value_not_repeated(n
     [
         "Bearer canary-5",
         "bearer  canary-5",
+        "Basic dXNlcjpjYW5hcnktNQ==",
+        "for the basic basic  dXNlcjpjYW5hcnktNQ",
+        "Basic OmNhbmFyeS01",
+        "BASIC Pz8_Ojpjw6k-",
         "sk-canary-5",
         '{"api_key": "sk-canary-5"}',
         "gsk_canary-5",
@@ -48,6 +52,7 @@ def test_a_key_under_a_harmless_name_is_refused_too(value: str) -> None:
     with pytest.raises(ValidationError, match=r"X-Title would carry a key.*api_key_env") as caught:
         make_teacher(URL, headers={"X-Title": value})
     assert "canary-5" not in str(caught.value)
+    assert value.rsplit(maxsplit=1)[-1] not in str(caught.value)
 
 
 @pytest.mark.parametrize("pair", [("X Title", "a"), ("", "a"), ("X-Title", "a\r\nb: c"), ("X-Title", "é")])
@@ -61,6 +66,8 @@ def test_other_headers_are_taken() -> None:
         "HTTP-Referer": "https://example.org",
         "X-Title": "Potstill: risk-free task-sk tickets for sk-learn and the sk-learning-platform",
         "X-Author": "us",
+        "X-Plan": "Basic",
+        "X-Team": "basic support, basic OpenAI classification, Basic One and Basic Operations of 12 tickets",
         "x-max-tokens": "5",
         "OpenAI-Organization": "org-1",
         "OpenAI-Project": "proj_1",

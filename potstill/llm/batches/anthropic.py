@@ -52,6 +52,9 @@ class AnthropicBatches:
     of somebody else's, never a prompt paid twice. It must not be cancelled meanwhile. One that has ended and is uncertain
     still, because its first line is damaged, shows in its other results whose it is. `submit` knows more than `find`: a
     batch that was there before it called is not its own.
+
+    `results_url` says that there are results, never where: behind a gateway it names Anthropic's own host, where neither
+    the request nor its key belongs.
     """
 
     limits = Limits(requests=100_000, bytes=240_000_000)
@@ -70,24 +73,24 @@ class AnthropicBatches:
             with before_creation():
                 others = {state.id async for state in self._listed(started)}  # what is there already is not ours
             return await self._calls.created(
-                lambda: self._calls.connection.call("POST", self._path, _read_state, spool=spool),
+                lambda: self._calls.connection.call("POST", self._path, self._read_state, spool=spool),
                 lambda: self.find(token, started, spool.requests, others),
             )
 
     async def state(self, batch_id: str) -> BatchState:
-        return await self._calls.get(f"{self._path}/{batch_id}", _read_state)
+        return await self._calls.get(f"{self._path}/{batch_id}", self._read_state)
 
     async def results(self, state: BatchState) -> AsyncIterator[BatchResult]:
-        if not state.locations:
+        if state.answers_at is None:
             raise TransientTeacherError(
                 f"batch {state.id} ({state.said}) has no results: run the same again when it has"
             )
-        file = await self._calls.download(state.locations[0], least_lines=sum(state.counts.values()))
+        file = await self._calls.download(state.answers_at, least_lines=sum(state.counts.values()))
         async for result in read_lines(file, self._read_result):
             yield result
 
     async def cancel(self, batch_id: str) -> BatchState:
-        return await self._calls.cancelled(f"{self._path}/{batch_id}", _read_state)
+        return await self._calls.cancelled(f"{self._path}/{batch_id}", self._read_state)
 
     async def find(
         self, token: str, since: float, requests: int, known: Collection[str] = frozenset()
@@ -96,7 +99,7 @@ class AnthropicBatches:
         async for state in self._listed(since):
             if state.id in known or sum(state.counts.values()) != requests:
                 continue
-            first = await self._first_custom_id(state) if state.locations else None
+            first = await self._first_custom_id(state.answers_at) if state.answers_at else None
             if first is None:
                 oldest = state
             elif is_of(token, first):
@@ -107,7 +110,7 @@ class AnthropicBatches:
         """The batches created since then, the newest first."""
         after: dict[str, str] = {}
         while True:
-            page = await self._calls.listed(self._path, _read_page, limit=PAGE, **after)
+            page = await self._calls.listed(self._path, self._read_page, limit=PAGE, **after)
             fresh = [state for state in page.states if state.created_at >= since - CLOCK_SKEW_SECONDS]
             for state in fresh:
                 yield state
@@ -115,12 +118,28 @@ class AnthropicBatches:
                 return
             after = {"after_id": page.last_id}
 
-    async def _first_custom_id(self, state: BatchState) -> str | None:
+    async def _first_custom_id(self, location: str) -> str | None:
         """None where the first line cannot be read."""
         try:
-            return str(orjson.loads(await self._calls.first_line(state.locations[0]))["custom_id"])
+            return str(orjson.loads(await self._calls.first_line(location))["custom_id"])
         except (orjson.JSONDecodeError, LookupError, TypeError):
             return None
+
+    def _read_page(self, body: Any) -> _Page:
+        states = [self._read_state(batch) for batch in body["data"]]
+        return _Page(states, states[-1].id if states and body.get("has_more") else None)
+
+    def _read_state(self, body: Any) -> BatchState:
+        said, batch_id = str(body["processing_status"]), str(body["id"])
+        has_results = said == "ended" and body.get("results_url")
+        return BatchState(
+            id=batch_id,
+            status="ended" if said == "ended" else "running",
+            said=said,
+            counts={name: int(count or 0) for name, count in body["request_counts"].items()},
+            created_at=datetime.fromisoformat(body["created_at"]).timestamp(),
+            answers_at=f"{self._path}/{batch_id}/results" if has_results else None,
+        )
 
     def _read_result(self, row: dict[str, Any]) -> BatchResult:
         custom_id, result = row["custom_id"], row["result"]
@@ -137,21 +156,3 @@ class AnthropicBatches:
 
 def _encode(custom_id: str, body: dict[str, Any]) -> bytes:
     return orjson.dumps({"custom_id": custom_id, "params": body})
-
-
-def _read_page(body: Any) -> _Page:
-    states = [_read_state(batch) for batch in body["data"]]
-    return _Page(states, states[-1].id if states and body.get("has_more") else None)
-
-
-def _read_state(body: Any) -> BatchState:
-    said = str(body["processing_status"])
-    url = body.get("results_url") if said == "ended" else None
-    return BatchState(
-        id=str(body["id"]),
-        status="ended" if said == "ended" else "running",
-        said=said,
-        counts={name: int(count or 0) for name, count in body["request_counts"].items()},
-        created_at=datetime.fromisoformat(body["created_at"]).timestamp(),
-        locations=(str(url),) if url else (),
-    )

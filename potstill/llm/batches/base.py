@@ -46,8 +46,10 @@ class BatchState(NamedTuple):
     """As the provider says them; what was answered is known from the results only."""
     created_at: float
     """Unix seconds, by the provider's clock."""
-    locations: tuple[str, ...] = ()
-    """Where the results lie, once it has ended."""
+    answers_at: str | None = None
+    """Where the answers lie, once it has ended and there are any; at Anthropic, all results."""
+    errors_at: str | None = None
+    """Where the other results lie, if anywhere else."""
     rejection: Failure | None = None
     """Why the provider took none of its requests; nothing was billed then."""
     rejected_lines: tuple[int, ...] = ()
@@ -76,10 +78,9 @@ class BatchResult(NamedTuple):
 class BatchProtocol(Protocol):
     """The batch endpoint of one provider.
 
-    Calls that change nothing twice are retried. Errors, of every call: `NotAuthorisedError` for key, permission, credit
-    and a foreign host; `PermanentTeacherError` for what would fail again; `TransientTeacherError` where the endpoint
-    gave no usable answer to any attempt. None of them means that a batch was lost: its results stay at the provider for
-    weeks.
+    Calls that change nothing twice are retried. Errors, of every call: `NotAuthorisedError` for key, permission and
+    credit; `PermanentTeacherError` for what would fail again; `TransientTeacherError` where the endpoint gave no usable
+    answer to any attempt. None of them means that a batch was lost: its results stay at the provider for weeks.
     """
 
     limits: Limits

@@ -9,7 +9,7 @@ import aiohttp
 import httpx
 import orjson
 
-from potstill.errors import NotAuthorisedError, PermanentTeacherError, PotstillError
+from potstill.errors import PermanentTeacherError, PotstillError
 from potstill.llm.batches.spool import Spool
 from potstill.llm.causes import is_unknown_host
 from potstill.llm.endpoint import CONNECT_SECONDS, Endpoint, is_late, trusted
@@ -89,7 +89,7 @@ class Connection:
             raise LostAnswerError(f"{self._base_url}: the answer to {method} {path} cannot be read") from None
 
     async def chunks(self, location: str) -> AsyncGenerator[bytes, None]:
-        """What lies at a location, bit by bit. Errors: `LostAnswerError` where it is cut."""
+        """What lies at a path, bit by bit. Errors: `LostAnswerError` where it is cut."""
         with self._losing_answers():
             async with self._client.stream("GET", self._address(location)) as response:
                 if not response.is_success:
@@ -99,18 +99,11 @@ class Connection:
                     yield lines
 
     def _address(self, path: str) -> httpx.URL:
-        """Errors: `NotAuthorisedError` for an address at another host, where the key does not go."""
-        if path.startswith("/"):
-            return httpx.URL(str(self._base_url) + path)
+        """Below `base_url`. Errors: `PermanentTeacherError` for an id that the server made up and no path can hold."""
         try:
-            url = httpx.URL(path)
+            return httpx.URL(f"{self._base_url}{path}")
         except httpx.InvalidURL:
-            raise PermanentTeacherError(f"{self._base_url}: results at {path!r}, which is no address") from None
-        if (url.scheme, url.host, url.port) != (self._base_url.scheme, self._base_url.host, self._base_url.port):
-            raise NotAuthorisedError(
-                f"results at {path!r}: the key of {self._base_url.netloc.decode()} goes to no other host"
-            )
-        return url
+            raise PermanentTeacherError(f"{self._base_url}: {path!r} is no address") from None
 
     @property
     def _client(self) -> httpx.AsyncClient:

@@ -72,13 +72,15 @@ class OpenAIBatches:
         return await self._calls.get(f"/batches/{batch_id}", self._read_state)
 
     async def results(self, state: BatchState) -> AsyncIterator[BatchResult]:
-        if state.counts.get("completed") and not state.locations:
-            raise TransientTeacherError(f"batch {state.id} has answers and no file yet: run the same again later")
-        for location in state.locations:
-            is_output = location == state.locations[0]  # the first, where anything was completed
-            least = state.counts.get("completed", 0) if is_output else 0
-            async for result in read_lines(await self._calls.download(location, least), self._read_result):
-                yield result
+        answers = state.counts.get("completed", 0)
+        if answers and state.answers_at is None:
+            raise TransientTeacherError(
+                f"batch {state.id} has answers and no file of them yet: run the same again later"
+            )
+        for location, least in ((state.answers_at, answers), (state.errors_at, 0)):
+            if location is not None:
+                async for result in read_lines(await self._calls.download(location, least), self._read_result):
+                    yield result
 
     async def cancel(self, batch_id: str) -> BatchState:
         return await self._calls.cancelled(f"/batches/{batch_id}", self._read_state)
@@ -106,7 +108,7 @@ class OpenAIBatches:
 
     def _read_state(self, body: Any) -> BatchState:
         said = str(body["status"])
-        locations = (body.get("output_file_id"), body.get("error_file_id")) if said in ENDED else ()
+        files = body if said in ENDED else {}
         errors = (body.get("errors") or {}).get("data") or []
         return BatchState(
             id=str(body["id"]),
@@ -114,7 +116,8 @@ class OpenAIBatches:
             said=said,
             counts={name: int(count or 0) for name, count in (body.get("request_counts") or {}).items()},
             created_at=float(body["created_at"]),
-            locations=tuple(f"/files/{file_id}/content" for file_id in locations if file_id),
+            answers_at=_content(files.get("output_file_id")),
+            errors_at=_content(files.get("error_file_id")),
             rejection=self._rejection(errors) if said == "failed" else None,
             rejected_lines=tuple(sorted({error["line"] for error in errors if error.get("line") is not None})),
         )
@@ -153,6 +156,10 @@ def _encode(custom_id: str, body: dict[str, Any]) -> bytes:
 
 def _file_id(body: Any) -> str:
     return str(body["id"])
+
+
+def _content(file_id: str | None) -> str | None:
+    return f"/files/{file_id}/content" if file_id else None
 
 
 def _all_older(states: list[tuple[BatchState, str | None]], than: float) -> bool:

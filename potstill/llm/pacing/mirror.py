@@ -7,6 +7,7 @@ from typing import NamedTuple
 from potstill.llm.pacing.sizes import Amounts
 from potstill.llm.pacing.ticket import Cost, Ticket
 from potstill.llm.providers.base import Limit, LimitName
+from potstill.records import Usage
 
 REFILL = 0.995
 """Of what the server says it refills: clocks differ, and an empty bucket costs more than a full one."""
@@ -22,12 +23,15 @@ OVERTAKING_SECONDS = 0.05
 FALL = 0.25
 RISE_SECONDS = 0.5
 """How far a reply draws the level down or up to what it says; up only as far as time has passed between the requests."""
+BOOKED_AS_LIKELY = frozenset({"input_tokens"})
+"""Limits booked as likely until replies say otherwise: Anthropic counts input from its cache for a few old models only."""
 SILENT_REPLIES = 1000
 """After so many replies in a row that do not name a limit it is forgotten."""
 
 
 class Judge:
-    """Whether a server charges `max_tokens` or what was used: the way of charging by which what remains stays explained.
+    """Whether a server charges the most, `max_tokens` or input with all that a cache held, or what was used: the way of
+    charging by which what remains stays explained.
 
     `remaining - refilled + booked` does not change while what was booked is what was charged. Replies are averaged in
     groups as large as what is in flight, where those that overtook each other cancel out; every request of a group left
@@ -42,7 +46,7 @@ class Judge:
         self._after = after
 
     def hear(self, number: int, newest: int, remaining: float, booked: Amounts, in_flight: int) -> bool | None:
-        """True for `max_tokens`, False for what was used, None where nothing new is known."""
+        """True for the most, False for what was used, None where nothing new is known."""
         if number <= self._after:
             return None
         if self._count == 0:
@@ -79,7 +83,7 @@ class Bucket:
     newest one told of can lower it and not raise it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, books_most: bool) -> None:
         self._refill = 0.0
         self._capacity = 0.0
         self._level = 0.0
@@ -95,7 +99,7 @@ class Bucket:
         self._charged_before = 0.0
         self._told_of = -1
         self._told_at = float("-inf")
-        self._books_most = True
+        self._books_most = books_most
         self._judge = Judge(after=-1)
         self._newest = -1
         self._spread = 0.0
@@ -210,7 +214,7 @@ class Mirror:
         ticket: Ticket,
         now: float,
         limits: Mapping[LimitName, Limit],
-        usage: tuple[int, int] | None,
+        usage: Usage | None,
         *,
         is_refused: bool,
     ) -> None:
@@ -235,7 +239,7 @@ class Mirror:
         """Mirror the limits that are heard of for the first time, and book what left `later` than this request."""
         for name, limit in limits.items():
             if name not in self.buckets and limit.limit > 0:
-                self.buckets[name] = bucket = Bucket()
+                self.buckets[name] = bucket = Bucket(books_most=name not in BOOKED_AS_LIKELY)
                 bucket.begin(ticket.number, ticket.left_at, now, limit)
                 for number, amounts in later:
                     bucket.book(number, now, amounts[name])
@@ -255,14 +259,13 @@ class Mirror:
         return max((self.buckets[name].refill_seconds(amounts[name].most) for name in empty), default=None)
 
 
-def _amounts(cost: Cost, usage: tuple[int, int] | None, *, is_refused: bool) -> dict[LimitName, Amounts]:
+def _amounts(cost: Cost, usage: Usage | None, *, is_refused: bool) -> dict[LimitName, Amounts]:
     if is_refused:
         return dict.fromkeys(("requests", "tokens", "input_tokens", "output_tokens"), Amounts(0, 0))
     if usage is None:
         return {}
-    prompt, completion = usage
     return {
-        "tokens": Amounts(prompt + completion, prompt + cost.max_tokens),
-        "input_tokens": Amounts(prompt, prompt),
-        "output_tokens": Amounts(completion, cost.max_tokens),
+        "tokens": Amounts(usage.input + usage.output, usage.input + cost.max_tokens),
+        "input_tokens": Amounts(usage.input - usage.cached_input, usage.input),
+        "output_tokens": Amounts(usage.output, cost.max_tokens),
     }

@@ -32,6 +32,17 @@ _POLICY = re.compile(
     r"|usage polic|invalid_prompt|requires moderation|flagged",
     re.IGNORECASE,
 )
+_NO_SUCH_FIELD = re.compile(
+    r"(?:(?:unsupported|unknown) parameter|unrecognized request argument|extra_forbidden).{0,60}?"
+    r"\b(max_tokens|max_completion_tokens|prompt_cache_key)\b",
+    re.IGNORECASE,
+)
+_OTHER_WAYS = {
+    "max_tokens": "set provider to openai, which sends max_completion_tokens",
+    "max_completion_tokens": "set provider to openai_compatible, which sends max_tokens",
+    "prompt_cache_key": "set prompt_caching to false",
+}
+"""Of fields that are ours and no prompt's: one model takes what another at the same host refuses."""
 
 
 class Said(NamedTuple):
@@ -66,6 +77,8 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
         return Failure("run", f"{message}: check the model's name and base_url")
     if status == 429:
         return Failure("rate_limit", message, retry_after_seconds=read_retry_after(headers))
+    if status in {400, 422} and (field := _NO_SUCH_FIELD.search(said.message)):
+        return Failure("run", f"{message}: {_OTHER_WAYS[field[1].lower()]}")
     if status in {408, 409} or status >= 500:
         return Failure("transient", message, retry_after_seconds=read_retry_after(headers))
     return _refusal(status, said, message)

@@ -1,6 +1,7 @@
 """Endpoints that speak OpenAI's Chat Completions: vLLM, OpenRouter, Azure, Gemini, LiteLLM, Potstill's own server and more.
 
-Source: OpenAI API reference, "Create chat completion" and "Rate limits"; Azure OpenAI reference, "Authentication".
+Source: OpenAI API reference, "Create chat completion" and "Rate limits"; Azure OpenAI reference, "Authentication"; bills of
+Gemini and xAI as vercel/ai#12425 and UKGovernmentBEIS/inspect_ai#5528 quote them.
 """
 
 from collections.abc import Mapping
@@ -81,15 +82,22 @@ def _read_usage(body: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     details = usage.get("prompt_tokens_details") or {}
-    reasoning = usage.get("completion_tokens_details") or {}
     try:
+        reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
         read = Usage(
             input=usage["prompt_tokens"],
             cached_input=details.get("cached_tokens") or 0,
             cache_write=details.get("cache_write_tokens") or 0,
-            output=usage["completion_tokens"],
-            reasoning=reasoning.get("reasoning_tokens") or 0,
+            output=_billed_output(usage, reasoning),
+            reasoning=reasoning,
         )
-    except (KeyError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None
     return read.within_input()
+
+
+def _billed_output(usage: dict[str, Any], reasoning: int) -> int:
+    """With the reasoning, which Gemini and xAI bill and leave out of `completion_tokens`; the total has it there."""
+    said = usage["completion_tokens"]
+    output = max(said, (usage.get("total_tokens") or 0) - usage["prompt_tokens"])
+    return output if reasoning <= output else said + reasoning

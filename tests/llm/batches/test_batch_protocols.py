@@ -1,5 +1,6 @@
 """Both providers' batches against a real server: what goes in, what comes out, and what each line means."""
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import Reply
 from potstill.llm.providers import PROVIDERS
 from potstill.llm.providers.base import Failure
+from potstill.records import Usage
 from tests.batch_teacher import (
     BAD_LINE,
     DROP_AFTER,
@@ -70,7 +72,7 @@ async def test_a_batch_runs_until_it_has_ended(batches: BatchProtocol, provider:
     states = [submitted, *[await batches.state(submitted.id) for _ in range(3)]]
     assert [state.status for state in states] == ["running", "running", "running", "ended"]
     assert {state.id for state in states} == set(teacher.batches)
-    assert {state.locations != () for state in states[:3]} == {False}
+    assert [state.answers_at is not None for state in states] == [False, False, False, True]
     assert abs(states[-1].created_at - teacher.now()) < 20
     assert states[-1].counts[{"openai": "completed", "anthropic": "succeeded"}[provider]] == 3
 
@@ -245,6 +247,24 @@ async def test_a_line_of_any_shape_is_a_failure_in_doubt_and_never_a_crash(
     assert (strange.outcome.cause, strange.usage) == ("transient", None)
 
 
+async def test_what_a_model_thought_is_billed_in_a_batch_as_it_is_online(teacher: BatchTeacher) -> None:
+    usages = {
+        "0000": {"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623},
+        "0001": {"prompt_tokens": 12, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 317}},
+    }
+    async with opened("openai_compatible", teacher) as batches:
+        submitted = await batches.submit(numbered_requests("openai_compatible", TOKEN, 2), TOKEN)
+        state = await batches.state(submitted.id)
+        batch = teacher.batches[submitted.id]
+        rows = [json.loads(line) for line in batch.output.splitlines()]
+        for row in rows:
+            row["response"]["body"]["usage"] = usages[row["custom_id"].removeprefix(f"{TOKEN}-")]
+        batch.output = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        results = await collect(batches, state)
+    assert results["0000"].usage == Usage(input=20, output=603)
+    assert results["0001"].usage == Usage(input=12, output=319, reasoning=317)
+
+
 async def test_a_request_that_timed_out_inside_openai_may_have_been_billed(teacher: BatchTeacher) -> None:
     teacher.outcomes["#0001"] = TIMED_OUT
     async with opened("openai", teacher) as batches:
@@ -296,12 +316,21 @@ async def test_anthropic_results_that_end_early_without_an_error_are_fetched_aga
     assert teacher.operations().count("results") == 2
 
 
-async def test_openai_answers_without_a_file_yet_are_not_taken_for_none(teacher: BatchTeacher) -> None:
+@pytest.mark.parametrize("failed", [0, 2])
+async def test_openai_answers_without_a_file_yet_are_not_taken_for_none(teacher: BatchTeacher, failed: int) -> None:
+    """The file of errors may be there first, and with as many lines as there are answers."""
+    teacher.outcomes |= {f"#{number:04d}": error(400, "invalid_value") for number in range(failed)}
     async with opened("openai", teacher) as batches:
-        submitted = await batches.submit(numbered_requests("openai", TOKEN, 3), TOKEN)
-        state = (await batches.state(submitted.id))._replace(locations=())
-        with pytest.raises(TransientTeacherError, match="has answers and no file yet"):
-            await collect(batches, state)
+        submitted = await batches.submit(numbered_requests("openai", TOKEN, 4), TOKEN)
+        batch = teacher.batches[submitted.id]
+        teacher.finish(batch)
+        output, batch.output = batch.output, b""
+        with pytest.raises(TransientTeacherError, match="has answers and no file of them yet"):
+            await collect(batches, await batches.state(submitted.id))
+        batch.output = output
+        results = await collect(batches, await batches.state(submitted.id))
+    assert sum(isinstance(result.outcome, Reply) for result in results.values()) == 4 - failed
+    assert len(results) == 4
 
 
 async def test_a_cancelled_batch_keeps_what_was_answered(
@@ -409,16 +438,28 @@ async def test_a_redirect_is_never_followed(batches: BatchProtocol, provider: st
     assert teacher.operations().count("create") == 1
 
 
-async def test_anthropic_results_at_another_host_get_no_key(
+async def test_anthropic_results_are_fetched_where_the_batch_was_handed_in_whatever_host_the_answer_names(
     teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A gateway passes on what Anthropic says of itself; the key goes to no other host."""
     monkeypatch.setenv("MY_KEY", "secret-1")
+    teacher.key = "secret-1"
     with BatchTeacher() as other:
         teacher.results_host = other.origin
         async with opened("anthropic", teacher, api_key_env="MY_KEY") as batches:
-            with pytest.raises(NotAuthorisedError, match="goes to no other host"):
-                await run_one(batches, "anthropic")
+            results = await run_one(batches, "anthropic")
+            found = await batches.find(TOKEN, teacher.now() - 60, 3)
         assert other.calls == []
+    assert [isinstance(result.outcome, Reply) for result in results.values()] == [True] * 3
+    assert (found and found.is_certain) is True
+
+
+async def test_an_id_that_no_address_can_hold_is_told_and_asked_for_nowhere(
+    batches: BatchProtocol, teacher: BatchTeacher
+) -> None:
+    with pytest.raises(PermanentTeacherError, match="is no address"):
+        await batches.state("batch\n0000")
+    assert teacher.calls == []
 
 
 async def test_a_host_that_does_not_exist_is_named(provider: str) -> None:
