@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -30,14 +31,16 @@ class AwayLedger(Ledger):
             raise LedgerError("ledger: server closed the connection")
         return super().write(settlements, wanted)
 
-    def vanish_after_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = self._database.writing
+    def vanish_after_commit(self, monkeypatch: pytest.MonkeyPatch, number: int = 1) -> None:
+        """It is the commit of this number, from now on, whose end nobody sees."""
+        real, commits = self._database.writing, count(1)
 
         @contextmanager
         def writing() -> Iterator[Connection]:
             with real() as connection:
                 yield connection
-            raise LedgerError("ledger: server closed the connection")
+            if next(commits) == number:
+                raise LedgerError("ledger: server closed the connection")
 
         monkeypatch.setattr(self._database, "writing", writing)
 
@@ -159,6 +162,18 @@ def test_what_was_begun_by_a_commit_whose_end_nobody_saw_is_no_claim_for_ever(
     ledger.close_orphans()
     assert {key: status for key, status, _ in rows(ledger_url)} == {"first": "in_flight", "k": "failed"}
     assert ledger.account("run").committed_usd == plan("first").bound_usd
+    begun(ledger, plan("k"))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_nor_is_it_where_nothing_was_written_before(
+    ledger: AwayLedger, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    ledger.vanish_after_commit(monkeypatch, number)
+    with pytest.raises(LedgerError):
+        ledger.begin(plan("k"))
+    ledger.close_orphans()
+    assert ledger.account("run").committed_usd == 0
     begun(ledger, plan("k"))
 
 
