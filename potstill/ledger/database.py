@@ -39,6 +39,7 @@ from potstill.errors import LedgerError, UsageError
 from potstill.home import potstill_home
 from potstill.ledger.migration import migrate
 from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
+from potstill.texts import masked
 
 BUSY_SECONDS = 30
 PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 5}
@@ -65,7 +66,7 @@ class Database:
 
     def __init__(self, url: str | None = None) -> None:
         parsed, synchronous = _parse(url or default_url())
-        self.url = parsed.render_as_string(hide_password=True)
+        self.url = _shown(parsed)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         try:
             if parsed.database and self.is_sqlite:
@@ -174,15 +175,15 @@ def _parse(url: str) -> tuple[URL, str]:
     """The address, and how SQLite is to write: see `SYNCHRONOUS`."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        shown = re.sub(r"//[^/]*@", "//***@", url)
-        raise UsageError(f"ledger {shown}: {error}. {REMEDY}") from None
+    except (ArgumentError, ValueError):  # which may repeat a password that stands where the port should
+        shown = re.sub(r"(?<=://).*", "…", masked(url), flags=re.DOTALL)
+        raise UsageError(f"ledger {shown}: no address of a database. {REMEDY}") from None
+    if "@" in (parsed.host or ""):
+        raise UsageError(f"ledger {_shown(parsed)}: an @ in a user's name or password is written as %40")
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise UsageError(
-            f"ledger {parsed.render_as_string(hide_password=True)}: neither SQLite nor PostgreSQL. {REMEDY}"
-        )
+        raise UsageError(f"ledger {_shown(parsed)}: neither SQLite nor PostgreSQL. {REMEDY}")
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
         raise UsageError(f"ledger {url}: a ledger in memory would forget what was paid. {REMEDY}")
     if parsed.get_backend_name() != "sqlite" or "synchronous" not in parsed.query:
@@ -191,6 +192,12 @@ def _parse(url: str) -> tuple[URL, str]:
     if synchronous not in SYNCHRONOUS:
         raise UsageError(f"ledger {url}: synchronous is one of {', '.join(SYNCHRONOUS)}")
     return parsed.difference_update_query(["synchronous"]), synchronous
+
+
+def _shown(url: URL) -> str:
+    """What may be printed of an address. One of SQLite is a path."""
+    given = url.render_as_string(hide_password=False)
+    return given if url.get_backend_name() == "sqlite" else masked(given)
 
 
 def _begin_sqlite(connection: Connection) -> None:
