@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from potstill.errors import LedgerError, UsageError
 from potstill.home import potstill_home
@@ -44,6 +44,16 @@ from potstill.texts import masked
 BUSY_SECONDS = 30
 PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 5}
 """libpq's, unless the address says otherwise: without them a server that vanishes is waited for by the hour, and Ctrl-C too."""
+SESSION_SETTINGS = {
+    "idle_in_transaction_session_timeout": "15s",
+    "lock_timeout": f"{BUSY_SECONDS}s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+"""PostgreSQL's, unless the address says otherwise. A machine that is stopped or vanishes in a transaction holds the writers'
+lock: the server ends it before the lease of those who wait may run out, and before their patience does."""
+LOCK_NOT_AVAILABLE = "55P03"
 KEYS_A_QUERY = 2000
 LEDGER_VARIABLE = "POTSTILL_LEDGER"
 REMEDY = "Give an address such as sqlite:///ledger.db"
@@ -123,6 +133,8 @@ class Database:
         if self.is_sqlite:
             event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
             event.listen(engine, "begin", _begin_sqlite)
+        else:
+            event.listen(engine, "connect", lambda connection, _: _set_up_postgresql(connection))
         return engine
 
     @contextmanager
@@ -131,6 +143,8 @@ class Database:
             yield
         except SQLAlchemyError as error:
             said = str(error).partition("\n")[0]
+            if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+                said = "another session keeps it locked: pg_locks on its server names that session"
             raise LedgerError(f"ledger {self.url}: {said}. Run the same again once it works") from error
 
     def _find_id(self) -> str | None:
@@ -211,6 +225,17 @@ def _set_up_sqlite(connection: Any, synchronous: str) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     _switch_to_wal(connection)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
+
+
+def _set_up_postgresql(connection: Any) -> None:
+    """`SESSION_SETTINGS`, but for what the address or PGOPTIONS have set."""
+    settings = (list(SESSION_SETTINGS), list(SESSION_SETTINGS.values()))
+    connection.execute(
+        "SELECT set_config(name, given.setting, false) FROM unnest(%s::text[], %s::text[]) AS given (name, setting)"
+        " JOIN pg_settings USING (name) WHERE source <> 'client'",
+        settings,
+    )
+    connection.commit()
 
 
 def _switch_to_wal(connection: Any) -> None:

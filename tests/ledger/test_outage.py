@@ -101,10 +101,10 @@ async def test_nothing_begins_while_what_was_paid_for_waits_to_be_written(
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_away = True
     settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id)))
-    await _until(lambda: ledger.tries > 3)
+    await until(lambda: ledger.tries > 3)
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     tries = ledger.tries
-    await _until(lambda: ledger.tries > tries + 3)
+    await until(lambda: ledger.tries > tries + 3)
     assert not settling.done()
     assert not beginning.done()
     ledger.is_away = False
@@ -121,7 +121,7 @@ async def test_who_leaves_waits_for_a_database_that_is_away_no_longer_than_secon
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_away = True
     settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id)))
-    await _until(lambda: ledger.tries > 2)
+    await until(lambda: ledger.tries > 2)
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     async with asyncio.timeout(5):
         await grouped.close()
@@ -203,7 +203,7 @@ def test_a_server_that_is_gone_is_not_waited_for_by_the_hour(
     assert asked[0]["tcp_user_timeout"] <= 10_000
 
 
-async def _until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     for _ in range(2000):
         if holds():
             return
