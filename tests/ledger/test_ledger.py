@@ -19,6 +19,7 @@ from potstill.ledger.entries import NO_CAPS, Admission
 from potstill.ledger.spend import Spend, add_up
 from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
+from potstill.owner import this_process
 from potstill.records import Usage
 
 ROOT = Path(__file__).parents[2]
@@ -403,7 +404,7 @@ def test_a_file_that_is_no_database_is_a_usage_error(tmp_path: Path) -> None:
 def test_an_attempt_that_was_taken_for_an_orphans_is_settled_without_freeing_its_bound_twice(
     ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that is set makes a living process look like a dead one's successor."""
+    """Another machine takes one whose lease ran out, while it was suspended, for dead."""
     of = plan("k")
     attempt = begun(ledger, of)
     begun(ledger, plan("other"))
@@ -447,6 +448,30 @@ def test_an_owner_on_another_machine_keeps_its_claim_as_long_as_its_lease(
         connection.execute(text("UPDATE owners SET lease_until = lease_until - 61"))
     assert other.close_orphans() == 1
     assert other.begin(plan("k")).attempt_id is not None
+
+
+def test_a_clock_that_is_set_takes_no_claim_from_the_living(
+    ledger: Ledger, url: str, set_clock: Callable[[float], None]
+) -> None:
+    begun(ledger, plan("k"))
+    ledger.begin_batch("token", "openai", "https://api.example", "run", [(plan("in batch"), NO_CAPS)])
+    set_clock(3600)
+    other = Ledger(url)
+    assert other.close_orphans() == 0
+    assert not other.claim_batch("token")
+    assert ledger.claim_batch("token")
+
+
+def test_an_owner_of_an_earlier_version_keeps_its_claim_as_long_as_its_lease(ledger: Ledger, url: str) -> None:
+    begun(ledger, plan("k"))
+    old = this_process().model_copy(update={"boot_id": this_process().boot_id.rpartition(" ")[0], "started_at": 1.5e9})
+    with create_engine(driver(url)).begin() as connection:
+        connection.execute(text("UPDATE owners SET process = :old"), {"old": old.model_dump_json()})
+    other = Ledger(url)
+    assert other.close_orphans() == 0
+    with create_engine(driver(url)).begin() as connection:
+        connection.execute(text("UPDATE owners SET lease_until = lease_until - 61"))
+    assert other.close_orphans() == 1
 
 
 def test_two_machines_of_one_name_keep_their_claims_from_each_other(
