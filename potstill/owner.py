@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from potstill.records import Row
-from potstill.subprocesses import process_started_at
+from potstill.subprocesses import BOOT_ID, is_running, process_started_at
 
 
 class Owner(Row):
@@ -14,10 +14,10 @@ class Owner(Row):
 
     host: str
     boot_id: str
-    """The boot and the PID namespace; "" where the system names neither."""
+    """The boot and the namespaces of PIDs and of time, in which start times count; "" where the system names no boot."""
     pid: int
     started_at: float
-    """Seconds since the epoch."""
+    """As `process_started_at` has it."""
 
     def is_on_this_machine(self) -> bool:
         """Whether this process can tell if it lives. Names prove nothing: machines and containers share them."""
@@ -25,10 +25,11 @@ class Owner(Row):
 
     def is_dead(self) -> bool:
         """True only where this process can tell."""
-        if not self.is_on_this_machine():
-            return False
-        found = process_started_at(self.pid)
-        return found is None or abs(found - self.started_at) > 1
+        return self.is_on_this_machine() and not is_running(self.pid, self.started_at)
+
+    def is_alive(self) -> bool:
+        """True only where this process can tell."""
+        return self.is_on_this_machine() and is_running(self.pid, self.started_at)
 
 
 @cache
@@ -41,7 +42,9 @@ def this_process() -> Owner:
 
 @cache
 def _boot_id() -> str:
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if not boot.exists():
+    """Owners of earlier versions have no third part: they count from the epoch, and are of another place to this one."""
+    if not BOOT_ID.exists():
         return ""
-    return f"{boot.read_text().strip()} {namespace.readlink() if namespace.is_symlink() else ''}"
+    namespaces = (Path("/proc/self/ns") / name for name in ("pid", "time"))
+    named = (str(namespace.readlink()) if namespace.is_symlink() else "-" for namespace in namespaces)
+    return " ".join([BOOT_ID.read_text().strip(), *named])

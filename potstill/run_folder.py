@@ -90,6 +90,7 @@ class RunFolder:
             self._lock.acquire(timeout=ORPHAN_SECONDS)
         except Timeout:
             owner = Owner.model_validate_json(self._owner.read_bytes())
-            print(f"ending orphan {owner.pid}, which holds {self.path}", flush=True)  # noqa: T201 - the child's log
-            end_process(owner.pid, owner.started_at)
+            if owner.is_alive():
+                print(f"ending orphan {owner.pid}, which holds {self.path}", flush=True)  # noqa: T201 - the child's log
+                end_process(owner.pid, owner.started_at)
             self._lock.acquire(timeout=ORPHAN_SECONDS)

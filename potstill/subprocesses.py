@@ -19,6 +19,7 @@ from typing import IO
 from potstill.errors import SubprocessError
 from potstill.llm.keys import without_keys
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 GRACE_SECONDS = 15.0
 """How long a child may take after SIGTERM before its group is killed."""
 PARENT_GONE = 75
@@ -149,10 +150,17 @@ def exit_with_parent() -> None:
 
 
 def process_started_at(pid: int) -> float | None:
-    """When a process began, in seconds since the epoch; None where it does not run. With the pid it names one process.
+    """When a process began; None where it does not run. With the pid it names one process of this boot.
 
-    A zombie does not run: in a container whose first process reaps nobody it would stay for ever.
+    In seconds since the boot where the system names its boots, as Linux does: those that count from the epoch change when
+    the clock is set. A zombie does not run: in a container whose first process reaps nobody it would stay for ever.
     """
+    if BOOT_ID.exists():
+        try:
+            state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if state in {b"Z", b"X"} else int(fields[18]) / os.sysconf("SC_CLK_TCK")
     import psutil
 
     try:
@@ -162,10 +170,15 @@ def process_started_at(pid: int) -> float | None:
         return None
 
 
-def end_process(pid: int, started_at: float, grace_seconds: float = GRACE_SECONDS) -> bool:
-    """End the process that has this pid and start time, with its group; False where it is gone already."""
+def is_running(pid: int, started_at: float) -> bool:
+    """Whether the process runs that has this pid and start time; where another has the pid by now, it does not."""
     found = process_started_at(pid)
-    if found is None or abs(found - started_at) > 1:
+    return found is not None and abs(found - started_at) <= 1
+
+
+def end_process(pid: int, started_at: float, grace_seconds: float = GRACE_SECONDS) -> bool:
+    """End the process of this boot that has this pid and start time, with its group; False where it is gone already."""
+    if not is_running(pid, started_at):
         return False
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, PermissionError):

@@ -5,11 +5,13 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 from potstill.object_store import ObjectStore, open_remote
@@ -83,6 +85,18 @@ def _replay_teacher(answers: Path, latency_ms: float = 1) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """`set_clock(seconds)` has the system say what it says after somebody has put its clock forward by so much."""
+
+    def set_clock(seconds: float) -> None:
+        boot_time, now = psutil.boot_time(), time.time
+        monkeypatch.setattr("psutil._psplatform.boot_time", lambda: boot_time + seconds)
+        monkeypatch.setattr("time.time", lambda: now() + seconds)
+
+    return set_clock
 
 
 @pytest.fixture

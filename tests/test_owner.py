@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from potstill.owner import Owner, this_process
 
@@ -29,6 +32,22 @@ def test_a_process_that_has_ended_is_dead():
 def test_a_later_process_with_the_same_pid_is_not_it():
     owner = this_process()
     assert owner.model_copy(update={"started_at": owner.started_at - 60}).is_dead()
+
+
+@pytest.mark.parametrize("seconds", [2, -3600])
+def test_a_clock_that_is_set_kills_nobody(set_clock, seconds):
+    owner = this_process()
+    assert owner.is_alive()
+    set_clock(seconds)
+    assert owner.is_alive()
+    assert not owner.is_dead()
+
+
+def test_of_an_owner_of_an_earlier_version_nobody_can_tell():
+    """It had the boot and the PID namespace, and its start time by the clock."""
+    old = " ".join(this_process().boot_id.split()[:2])
+    owner = this_process().model_copy(update={"boot_id": old, "started_at": time.time()})
+    assert (owner.is_dead(), owner.is_alive()) == (False, False)
 
 
 def test_of_another_machine_nobody_can_tell_though_it_has_this_ones_name():

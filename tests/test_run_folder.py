@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from potstill.artifacts import write_atomically
 from potstill.errors import DataError, SubprocessError
-from potstill.owner import Owner
+from potstill.owner import Owner, this_process
 from potstill.records import Row
 from potstill.run_folder import ChildStatus, RunFolder
 from potstill.subprocesses import process_started_at
@@ -155,6 +156,23 @@ class TestOrphans:
         assert orphan.wait(PATIENCE_SECONDS) != 0
         assert owner.is_dead()
         assert f"ending orphan {orphan.pid}" in run.log.read_text()
+
+    def test_of_a_holder_elsewhere_no_process_here_is_ended(self, run, monkeypatch):
+        """A container that shares the folder has numbers of its own."""
+        monkeypatch.setattr("potstill.run_folder.ORPHAN_SECONDS", 0.1)
+        stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        try:
+            run.path.mkdir(parents=True)
+            now = {"pid": stranger.pid, "started_at": process_started_at(stranger.pid)}
+            (run.path / "owner.json").write_text(
+                this_process().model_copy(update={"boot_id": "another", **now}).model_dump_json()
+            )
+            with FileLock(run.path / "run.lock"), pytest.raises(Timeout):
+                run._claim()
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+            stranger.wait()
 
     def test_one_that_ends_by_itself_is_waited_for(self, run):
         """The usual case: the pipe of its dead parent closes while the new child waits for the lock."""

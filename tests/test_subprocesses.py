@@ -196,11 +196,10 @@ class TestRunChild:
 
 class TestProcessIdentity:
     def test_a_running_process_has_its_start_time(self):
-        now = time.time()
         process = subprocess.Popen(python("import time; time.sleep(60)"))
         started = process_started_at(process.pid)
         assert started is not None
-        assert abs(started - now) < 5
+        assert abs(started - time.clock_gettime(time.CLOCK_BOOTTIME)) < 5
         process.kill()
         process.wait()
         assert process_started_at(process.pid) is None
@@ -218,6 +217,14 @@ class TestProcessIdentity:
         assert end_process(pid, started, grace_seconds=0.3)
         assert is_gone(pid)
         assert child.poll() == -signal.SIGKILL
+
+    def test_it_ends_its_own_after_the_clock_was_set(self, set_clock):
+        child = Child(python("import time; time.sleep(60)"))
+        started = process_started_at(child.pid)
+        assert started is not None
+        set_clock(3600)
+        assert end_process(child.pid, started, grace_seconds=0.3)
+        assert child.poll() is not None
 
     def test_another_process_with_the_same_pid_is_let_alone(self):
         child = Child(python("import time; time.sleep(60)"))

@@ -68,11 +68,11 @@ def down(home: Path) -> int:
         print("nothing is up")
         return 0
     patience = DOWN_SECONDS + _stop_seconds(state)
-    if not state.supervisor.is_dead():
+    if state.supervisor.is_alive():
         with suppress(ProcessLookupError):
             os.kill(state.supervisor.pid, signal.SIGTERM)
         _await(state.supervisor.is_dead, patience)
-    if not state.supervisor.is_dead():
+    if state.supervisor.is_alive():
         with suppress(ProcessLookupError):
             os.kill(state.supervisor.pid, signal.SIGKILL)
         _await(state.supervisor.is_dead, TICK_SECONDS * 10)

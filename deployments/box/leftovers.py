@@ -50,10 +50,11 @@ def end_all(find: Callable[[], Iterable[psutil.Process]], grace_seconds: float) 
 def end_leftovers(state: State, grace_seconds: float = LEFTOVER_SECONDS) -> int:
     """End whatever a supervisor that is gone has left, and say how many processes that were.
 
-    The mark finds all; pid and start time find what was started by it, also where an environment cannot be read.
+    The mark finds all; pid and start time find what was started by it, also where an environment cannot be read. Of
+    another boot or container they would name somebody else.
     """
     count = end_all(lambda: marked(state.mark), grace_seconds)
-    for kept in state.processes:
+    for kept in state.processes if state.supervisor.is_on_this_machine() else ():
         if kept.pid is not None and kept.started_at is not None:
             count += end_process(kept.pid, kept.started_at, grace_seconds)
     return count

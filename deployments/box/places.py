@@ -21,7 +21,7 @@ class Kept(Row):
     condition: Condition
     pid: int | None = None
     started_at: float | None = None
-    """Seconds since the epoch; with the pid it names one process."""
+    """As `process_started_at` has it; with the pid it names one process of its boot."""
     address: str | None = None
     num_restarts: int = 0
     remark: str = ""

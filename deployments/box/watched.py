@@ -45,7 +45,7 @@ class Process(NamedTuple):
     lacks: Callable[[], str | None] = nothing
     """What the user has to make or set first; None where all is there."""
     answers: Callable[[float], bool] = at_once
-    """Whether the process that was started at this time is ready; asked until it is."""
+    """Whether the process that was started at this time, in seconds since the epoch, is ready; asked until it is."""
     is_step: bool = False
     """Ends by itself, and is done with exit status 0."""
     stops: int = 1
@@ -62,7 +62,8 @@ class Watched:
         self._clock = clock
         self._child: Child | None = None
         self._born: float = 0
-        self._born_at: float | None = None
+        self._born_at: float = 0
+        self._started_at: float | None = None
         self._next_start: float = 0
         self._num_early_deaths = 0
         self._num_restarts = 0
@@ -78,7 +79,7 @@ class Watched:
             name=self.process.name,
             condition=self.condition,
             pid=self._child and self._child.pid,
-            started_at=self._born_at if self._child else None,
+            started_at=self._started_at if self._child else None,
             address=self.process.address,
             num_restarts=self._num_restarts,
             remark=self._remark,
@@ -92,7 +93,7 @@ class Watched:
             self._start(may_start=may_start)
         elif (status := self._child.poll()) is not None:
             self._bury(status)
-        elif self.condition == "starting" and not self.process.is_step and self.process.answers(self._born_at or 0):
+        elif self.condition == "starting" and not self.process.is_step and self.process.answers(self._born_at):
             self.condition, self._remark = "up", ""
         elif self.condition == "up" and self._clock() - self._born > STEADY_SECONDS:
             self._num_early_deaths = 0
@@ -128,12 +129,13 @@ class Watched:
             self.condition, self._remark = "off", missing
             self._next_start = self._clock() + LOOK_AGAIN_SECONDS
             return
+        self._born_at = time.time()
         try:
             self._child = Child(self.process.command, log_path=self._log_path, env=self.process.environment)
         except OSError as error:  # such as a full disk, which may have room again
             self._try_later(str(error))
             return
-        self._born, self._born_at = self._clock(), process_started_at(self._child.pid)
+        self._born, self._started_at = self._clock(), process_started_at(self._child.pid)
         self.condition = "starting"
 
     def _bury(self, status: int) -> None:

@@ -33,16 +33,27 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from potstill.errors import LedgerError, UsageError
 from potstill.home import potstill_home
 from potstill.ledger.migration import migrate
 from potstill.ledger.schema import SCHEMA_VERSION, meta, metadata
+from potstill.texts import masked
 
 BUSY_SECONDS = 30
 PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 5}
 """libpq's, unless the address says otherwise: without them a server that vanishes is waited for by the hour, and Ctrl-C too."""
+SESSION_SETTINGS = {
+    "idle_in_transaction_session_timeout": "15s",
+    "lock_timeout": f"{BUSY_SECONDS}s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+"""PostgreSQL's, unless the address says otherwise. A machine that is stopped or vanishes in a transaction holds the writers'
+lock: the server ends it before the lease of those who wait may run out, and before their patience does."""
+LOCK_NOT_AVAILABLE = "55P03"
 KEYS_A_QUERY = 2000
 LEDGER_VARIABLE = "POTSTILL_LEDGER"
 REMEDY = "Give an address such as sqlite:///ledger.db"
@@ -65,7 +76,7 @@ class Database:
 
     def __init__(self, url: str | None = None) -> None:
         parsed, synchronous = _parse(url or default_url())
-        self.url = parsed.render_as_string(hide_password=True)
+        self.url = _shown(parsed)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         try:
             if parsed.database and self.is_sqlite:
@@ -122,6 +133,8 @@ class Database:
         if self.is_sqlite:
             event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
             event.listen(engine, "begin", _begin_sqlite)
+        else:
+            event.listen(engine, "connect", lambda connection, _: _set_up_postgresql(connection))
         return engine
 
     @contextmanager
@@ -130,6 +143,8 @@ class Database:
             yield
         except SQLAlchemyError as error:
             said = str(error).partition("\n")[0]
+            if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+                said = "another session keeps it locked: pg_locks on its server names that session"
             raise LedgerError(f"ledger {self.url}: {said}. Run the same again once it works") from error
 
     def _find_id(self) -> str | None:
@@ -174,15 +189,15 @@ def _parse(url: str) -> tuple[URL, str]:
     """The address, and how SQLite is to write: see `SYNCHRONOUS`."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        shown = re.sub(r"//[^/]*@", "//***@", url)
-        raise UsageError(f"ledger {shown}: {error}. {REMEDY}") from None
+    except (ArgumentError, ValueError):  # which may repeat a password that stands where the port should
+        shown = re.sub(r"(?<=://).*", "…", masked(url), flags=re.DOTALL)
+        raise UsageError(f"ledger {shown}: no address of a database. {REMEDY}") from None
+    if "@" in (parsed.host or ""):
+        raise UsageError(f"ledger {_shown(parsed)}: an @ in a user's name or password is written as %40")
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise UsageError(
-            f"ledger {parsed.render_as_string(hide_password=True)}: neither SQLite nor PostgreSQL. {REMEDY}"
-        )
+        raise UsageError(f"ledger {_shown(parsed)}: neither SQLite nor PostgreSQL. {REMEDY}")
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
         raise UsageError(f"ledger {url}: a ledger in memory would forget what was paid. {REMEDY}")
     if parsed.get_backend_name() != "sqlite" or "synchronous" not in parsed.query:
@@ -191,6 +206,12 @@ def _parse(url: str) -> tuple[URL, str]:
     if synchronous not in SYNCHRONOUS:
         raise UsageError(f"ledger {url}: synchronous is one of {', '.join(SYNCHRONOUS)}")
     return parsed.difference_update_query(["synchronous"]), synchronous
+
+
+def _shown(url: URL) -> str:
+    """What may be printed of an address. One of SQLite is a path."""
+    given = url.render_as_string(hide_password=False)
+    return given if url.get_backend_name() == "sqlite" else masked(given)
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -204,6 +225,17 @@ def _set_up_sqlite(connection: Any, synchronous: str) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     _switch_to_wal(connection)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
+
+
+def _set_up_postgresql(connection: Any) -> None:
+    """`SESSION_SETTINGS`, but for what the address or PGOPTIONS have set."""
+    settings = (list(SESSION_SETTINGS), list(SESSION_SETTINGS.values()))
+    connection.execute(
+        "SELECT set_config(name, given.setting, false) FROM unnest(%s::text[], %s::text[]) AS given (name, setting)"
+        " JOIN pg_settings USING (name) WHERE source <> 'client'",
+        settings,
+    )
+    connection.commit()
 
 
 def _switch_to_wal(connection: Any) -> None:

@@ -86,12 +86,11 @@ class Ledger:
             settlements: attempts that ended; they make room for those that begin.
             wanted: what is about to be sent, and under which caps.
         """
+        owner = self._owner() if wanted else None
         with self._writing() as connection:
             if settlements:
                 self._writer.settle(connection, settlements)
-            if not wanted:
-                return []
-            return self._begin(connection, wanted)
+            return [] if owner is None else self._begin(connection, owner, wanted)
 
     def begin_batch(
         self, token: str, provider: str, base_url: str, run: str, wanted: Sequence[tuple[AttemptPlan, Caps]]
@@ -100,11 +99,12 @@ class Ledger:
 
         Nothing is recorded where none is.
         """
+        owner = self._owner()
         with self._writing() as connection:
             now = self._database.now(connection)
             row = batches.BatchRow(token, None, provider, base_url, run, "submitting", len(wanted), now)
-            batches.record(connection, row, self._owner(connection))
-            admissions = self._begin(connection, wanted, batch=token)
+            batches.record(connection, row, owner)
+            admissions = self._begin(connection, owner, wanted, batch=token)
             admitted = sum(admission.attempt_id is not None for admission in admissions)
             if admitted == 0:
                 batches.forget(connection, token)
@@ -119,8 +119,9 @@ class Ledger:
 
     def claim_batch(self, token: str) -> bool:
         """Become the one who collects a batch; False where another living process does."""
+        owner = self._owner()
         with self._writing() as connection:
-            return batches.claim(self._database, connection, token, self._owner(connection))
+            return batches.claim(self._database, connection, token, owner)
 
     def open_batches(self, provider: str, base_url: str) -> list[batches.BatchRow]:
         """What has not ended at this endpoint, the oldest first, whichever run has handed it in."""
@@ -162,8 +163,9 @@ class Ledger:
 
     def renew_lease(self) -> None:
         """Tell the other machines that this one lives; to be called every `owners.RENEW_SECONDS`."""
+        owner = self._owner()
         with self._writing() as connection:
-            owners.renew(self._database, connection, self._owner(connection))
+            owners.renew(self._database, connection, owner)
 
     def close_orphans(self) -> int:
         """Turn what dead processes left in flight into `unknown`, and return how many that were.
@@ -218,9 +220,8 @@ class Ledger:
         self._database.close()
 
     def _begin(
-        self, connection: Connection, wanted: Sequence[tuple[AttemptPlan, Caps]], batch: str | None = None
+        self, connection: Connection, owner: int, wanted: Sequence[tuple[AttemptPlan, Caps]], batch: str | None = None
     ) -> list[Admission]:
-        owner = self._owner(connection)
         begins = [Begin(self._next_id(owner), owner, plan, caps, batch) for plan, caps in wanted]
         self._begun = [Settlement(begin.attempt_id, begin.plan, "failed", error=IN_DOUBT) for begin in begins]
         return self._writer.begin(connection, begins, self._database.now(connection))
@@ -228,22 +229,27 @@ class Ledger:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with self._lock:
-            owner_id, self._begun = self._owner_id, []
+            self._begun = []
             try:
                 with self._database.writing() as connection:
                     yield connection
             except BaseException:
-                self._owner_id = owner_id  # what this transaction had added is not there
                 self._writer.forget_prices()
-                if owner_id is not None:  # its commit may have been carried out all the same
-                    self.leave(self._begun)
+                self.leave(self._begun)  # its commit may have been carried out all the same
                 raise
 
-    def _owner(self, connection: Connection) -> int:
-        if self._owner_id is None:
-            self._owner_id = owners.register(self._database, connection)
-            self._last_id = self._owner_id * IDS_AN_OWNER
-        return self._owner_id
+    def _owner(self) -> int:
+        """Who this object is in the ledger.
+
+        Registered by a transaction of its own: were it lost with the first begin, a begin that was carried out all the
+        same would be a claim of a living owner whom nobody remembers.
+        """
+        with self._lock:
+            if self._owner_id is None:
+                with self._database.writing() as connection:
+                    owner_id = owners.register(self._database, connection)
+                self._last_id, self._owner_id = owner_id * IDS_AN_OWNER, owner_id
+            return self._owner_id
 
     def _next_id(self, owner: int) -> int:
         self._last_id += 1

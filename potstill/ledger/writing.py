@@ -97,7 +97,7 @@ class Writer:
         ids = [settlement.attempt_id for settlement in settlements]
         query = select(attempts.c.id, attempts.c.status).where(attempts.c.id.in_(ids))
         before = {row.id: row.status for row in connection.execute(query)}
-        # a clock that was set may have made this process look dead: then its bound is counted as spent already
+        # a lease that ran out may have made this process look dead: then its bound is counted as spent already
         mine = [found for found in settlements if before.get(found.attempt_id) in {"in_flight", "unknown"}]
         if not mine:
             return

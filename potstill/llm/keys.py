@@ -15,6 +15,7 @@ from potstill.llm.providers.base import Provider
 from potstill.llm.reach import is_forbidden
 from potstill.outbound import check_address
 from potstill.roots import is_confined
+from potstill.texts import masked
 
 KEY_HOSTS_VARIABLE = "POTSTILL_KEY_HOSTS"
 TEACHER_HOSTS_VARIABLE = "POTSTILL_TEACHER_HOSTS"
@@ -139,14 +140,6 @@ def is_loopback(base_url: str) -> bool:
         return host == "localhost"
 
 
-def without_user(base_url: str) -> str:
-    """An address as it may be shown: what stands before an @ may be a password, and what follows a ? a key, even where it
-    is no address.
-    """
-    base_url = re.sub(r"[?#].*", "?…", base_url, flags=re.DOTALL)
-    return re.sub(r"(?:(?<=//)|^(?!.*//)).*@", "…@", base_url, flags=re.DOTALL)
-
-
 def _check_host(name: str, base_url: str, own: str | None, *, is_allowed: bool = False) -> None:
     """Errors: `NotAuthorisedError` where a key does not belong to a host, or would travel in plain text."""
     host, port, scheme = _address(base_url)
@@ -177,7 +170,7 @@ def _address(base_url: str) -> tuple[str, int | None, str]:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in {"http", "https"} or not host or parts.username or parts.password:
         raise UsageError(
-            f"base_url {without_user(base_url)!r}: give an address such as https://api.example.com/v1, plainly: no user, "
+            f"base_url {masked(base_url)!r}: give an address such as https://api.example.com/v1, plainly: no user, "
             "no query, no fragment, no letter beyond ASCII"
         )
     if is_forbidden(host):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.box.commands import down
 from deployments.box.leftovers import end_all, end_leftovers, marked
 from deployments.box.places import Kept, Places, State
 from potstill.owner import this_process
@@ -124,6 +125,23 @@ def test_pid_and_start_time_find_a_process_without_the_mark(tmp_path):
     finally:
         child.kill()
         assert child.wait() == -signal.SIGTERM
+
+
+def test_what_was_written_before_a_reboot_names_nobody(tmp_path):
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        now = {"pid": stranger.pid, "started_at": process_started_at(stranger.pid)}
+        then = this_process().model_copy(update={"boot_id": "an earlier one", **now})
+        kept = Kept(name="old", condition="up", **now)
+        places = Places(tmp_path)
+        places.make()
+        places.write_state(State(supervisor=then, mark="none", config="", ports={}, processes=[kept]))
+        assert down(tmp_path) == 0
+        assert places.read_state() is None
+        assert is_alive(stranger.pid)
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_only_one_supervisor_lives_below_a_home(supervised):

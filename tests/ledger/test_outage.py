@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -30,14 +31,16 @@ class AwayLedger(Ledger):
             raise LedgerError("ledger: server closed the connection")
         return super().write(settlements, wanted)
 
-    def vanish_after_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = self._database.writing
+    def vanish_after_commit(self, monkeypatch: pytest.MonkeyPatch, number: int = 1) -> None:
+        """It is the commit of this number, from now on, whose end nobody sees."""
+        real, commits = self._database.writing, count(1)
 
         @contextmanager
         def writing() -> Iterator[Connection]:
             with real() as connection:
                 yield connection
-            raise LedgerError("ledger: server closed the connection")
+            if next(commits) == number:
+                raise LedgerError("ledger: server closed the connection")
 
         monkeypatch.setattr(self._database, "writing", writing)
 
@@ -98,10 +101,10 @@ async def test_nothing_begins_while_what_was_paid_for_waits_to_be_written(
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_away = True
     settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id)))
-    await _until(lambda: ledger.tries > 3)
+    await until(lambda: ledger.tries > 3)
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     tries = ledger.tries
-    await _until(lambda: ledger.tries > tries + 3)
+    await until(lambda: ledger.tries > tries + 3)
     assert not settling.done()
     assert not beginning.done()
     ledger.is_away = False
@@ -118,7 +121,7 @@ async def test_who_leaves_waits_for_a_database_that_is_away_no_longer_than_secon
     admission = await grouped.begin(plan("k"), NO_CAPS)
     ledger.is_away = True
     settling = asyncio.ensure_future(grouped.settle(answered(admission.attempt_id)))
-    await _until(lambda: ledger.tries > 2)
+    await until(lambda: ledger.tries > 2)
     beginning = asyncio.create_task(grouped.begin(plan("later"), NO_CAPS))
     async with asyncio.timeout(5):
         await grouped.close()
@@ -162,6 +165,18 @@ def test_what_was_begun_by_a_commit_whose_end_nobody_saw_is_no_claim_for_ever(
     begun(ledger, plan("k"))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_nor_is_it_where_nothing_was_written_before(
+    ledger: AwayLedger, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    ledger.vanish_after_commit(monkeypatch, number)
+    with pytest.raises(LedgerError):
+        ledger.begin(plan("k"))
+    ledger.close_orphans()
+    assert ledger.account("run").committed_usd == 0
+    begun(ledger, plan("k"))
+
+
 def test_what_was_never_begun_is_not_closed(ledger: AwayLedger) -> None:
     begun(ledger, plan("first"))
     with pytest.raises(Exception, match=r"surrogates|codec"):
@@ -188,7 +203,7 @@ def test_a_server_that_is_gone_is_not_waited_for_by_the_hour(
     assert asked[0]["tcp_user_timeout"] <= 10_000
 
 
-async def _until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     for _ in range(2000):
         if holds():
             return
