@@ -87,7 +87,8 @@ class TestParentGone:
         parent.communicate()
 
     def test_so_does_it_when_the_parent_just_ends(self, pids):
-        parent = self.start_parent(python(WATCHING, pids("child")), ending="time.sleep(0.2); sys.exit(3)")
+        its_child_is_up = "any(time.sleep(0.05) or open(sys.argv[-1], 'a+').tell() for _ in range(400)); "
+        parent = self.start_parent(python(WATCHING, pids("child")), ending=its_child_is_up + "sys.exit(3)")
         child = written_pid(pids("child"))
         eventually(lambda: is_gone(child))
         parent.communicate()
