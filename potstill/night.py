@@ -12,7 +12,7 @@ from potstill.inbox import inbox_path, seal
 from potstill.recipe import INBOX, Recipe
 from potstill.records import Row
 from potstill.release import aliases
-from potstill.run_record import RunRecord, find_record
+from potstill.run_record import RunRecord, latest_record
 
 
 class News(Row):
@@ -86,7 +86,7 @@ def compare(
 
 def _latest_run(store: ArtifactStore, name: str) -> RunRecord | None:
     try:
-        return find_record(store.root, name)
+        return latest_record(store.root, name)
     except DataError:
         return None
 

@@ -62,6 +62,16 @@ def test_only_what_the_latest_run_lacked_is_new(store: ArtifactStore) -> None:
     assert found.latest_run == find_record(store.root, "tickets").written_at
 
 
+def test_a_file_that_is_called_like_the_recipe_is_no_record(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker stands wherever it was started, perhaps beside an export of that name."""
+    conclude(store, prompt_set(store, "a", "b"))
+    monkeypatch.chdir(tmp_path)
+    Path("tickets").write_text("not a record")
+    assert look(store, "a", "b").num_new == 0
+
+
 def test_where_the_latest_runs_prompts_are_gone_all_is_new(store: ArtifactStore) -> None:
     gone = prompt_set(store, "a")
     conclude(store, gone)

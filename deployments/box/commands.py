@@ -13,12 +13,15 @@ import orjson
 from rich.console import Console
 
 from deployments.box.config import HOST, ROOT, load_box
+from deployments.box.environment import auth_string
 from deployments.box.leftovers import end_leftovers
 from deployments.box.places import Kept, Places, State
 from deployments.box.ports import check_ports, is_free
-from deployments.box.processes import answers
+from deployments.box.processes import POOL, SERVER, answers, has_heard
 from deployments.box.table import show_state
-from potstill.errors import SubprocessError, UsageError
+from deployments.docker.polls import SILENT_SECONDS
+from potstill.errors import OrchestratorError, SubprocessError, UsageError
+from potstill.prefect_api import PrefectApi
 from potstill.subprocesses import process_started_at
 
 UP_SECONDS = 300.0
@@ -94,7 +97,7 @@ def status(home: Path, *, as_json: bool) -> int:
         said = f"not up; a supervisor that is gone left {left} processes: make down ends them" if left else "not up"
         print(orjson.dumps({"up": False, "left": left}).decode() if as_json else said)
         return NOT_UP
-    state = state.model_copy(update={"processes": [_seen(kept) for kept in state.processes]})
+    state = state.model_copy(update={"processes": _heard(list(map(_seen, state.processes)), state, places)})
     if as_json:
         print(orjson.dumps({"up": state.is_settled, **state.model_dump(exclude={"mark"})}).decode())
     else:
@@ -110,6 +113,25 @@ def _seen(kept: Kept) -> Kept:
         return kept.model_copy(update={"condition": "restarting", "remark": "has died"})
     if (kept.address or "").startswith("http") and not answers(kept.address or ""):
         return kept.model_copy(update={"condition": "starting", "remark": "runs, but does not answer"})
+    return kept
+
+
+def _heard(listed: list[Kept], state: State, places: Places) -> list[Kept]:
+    """The same, workers corrected by what the server has heard of them: one that lives may have stopped to poll."""
+    if not any(kept.name == SERVER and kept.condition == "up" for kept in listed) or not places.auth.exists():
+        return listed
+    api = PrefectApi(f"http://{HOST}:{state.ports[SERVER]}/api", auth_string(places.auth))
+    return [_worker_heard(kept, api) for kept in listed]
+
+
+def _worker_heard(kept: Kept, api: PrefectApi) -> Kept:
+    kind, _, pool = (kept.address or "").partition(" ")
+    if kind != POOL or kept.condition != "up":
+        return kept
+    with suppress(OrchestratorError):  # a server that is busy says nothing of its workers
+        if not has_heard(api, pool, kept.name, time.time() - SILENT_SECONDS):
+            remark = f"runs, but has been silent for {SILENT_SECONDS} s: kill -9 {kept.pid}, and it is started again"
+            return kept.model_copy(update={"condition": "starting", "remark": remark})
     return kept
 
 

@@ -31,6 +31,11 @@ def runs(mark: str) -> list[psutil.Process]:
     ]
 
 
+def end_runs(mark: str, grace_seconds: float) -> int:
+    """End the runs, which may take their time to save. Their workers stand still meanwhile, or would start others."""
+    return end_all(lambda: runs(mark), grace_seconds)
+
+
 def end_all(find: Callable[[], Iterable[psutil.Process]], grace_seconds: float) -> int:
     """SIGTERM to all that is found, SIGKILL to what is still found after the grace; how many there were."""
     told: set[psutil.Process] = set()

@@ -10,13 +10,15 @@ from deployments.box.config import ANY_CARD, HOST, ROOT, Box
 from deployments.box.environment import WEBHOOK_SECRETS, Environments
 from deployments.box.places import Places
 from deployments.box.watched import Process
-from potstill.errors import PotstillError
+from potstill.errors import OrchestratorError, PotstillError
 from potstill.prefect_api import PrefectApi
 from potstill.release import aliases, all_recipes
 
 PYTHON = sys.executable
 PROBE_SECONDS = 2.0
 SERVER, SETUP = "server", "setup"
+POOL = "pool"
+"""The first word of a worker's address."""
 WORKERS_STOP, OTHERS_STOP, SERVER_STOPS = 0, 1, 2
 
 
@@ -75,7 +77,7 @@ def _worker(pool: str, number: str, found: Environments, limit: int) -> Process:
         name,
         (PYTHON, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", str(limit)),
         environment,
-        address=f"pool {pool}",
+        address=f"{POOL} {pool}",
         after=(SETUP,),
         answers=partial(_polls, found.api, pool, name),
         stops=WORKERS_STOP,
@@ -90,14 +92,18 @@ def answers(address: str, _started_at: float = 0) -> bool:
         return False
 
 
-def _polls(api: PrefectApi, pool: str, name: str, started_at: float) -> bool:
-    """Whether the server has heard from this worker since it was started."""
-    try:
-        found = api.post(f"/work_pools/{pool}/workers/filter", {})
-    except PotstillError:
-        return False
+def has_heard(api: PrefectApi, pool: str, name: str, since: float) -> bool:
+    """Whether the server has heard from this worker since then. Errors: `OrchestratorError` where it cannot be asked."""
+    found = api.post(f"/work_pools/{pool}/workers/filter", {})
     seen = [datetime.fromisoformat(worker["last_heartbeat_time"]) for worker in found if worker["name"] == name]
-    return any(time.timestamp() > started_at for time in seen)
+    return any(time.timestamp() > since for time in seen)
+
+
+def _polls(api: PrefectApi, pool: str, name: str, started_at: float) -> bool:
+    try:
+        return has_heard(api, pool, name, started_at)
+    except OrchestratorError:
+        return False
 
 
 def _nothing_released(places: Places) -> str | None:

@@ -19,7 +19,7 @@ from filelock import Timeout
 
 from deployments.box.config import Box, load_box
 from deployments.box.environment import enter, environments, write_shell_file
-from deployments.box.leftovers import end_all, end_leftovers, runs
+from deployments.box.leftovers import end_leftovers, end_runs
 from deployments.box.places import Places, State
 from deployments.box.ports import check_ports
 from deployments.box.processes import WORKERS_STOP, processes
@@ -131,7 +131,7 @@ def _stop(places: Places, watched: Sequence[Watched], state: State, run_seconds:
         if stage == WORKERS_STOP:
             for one in members:
                 one.pause()  # told to end, a worker may kill its runs at once; left alone, it would start others
-            end_all(lambda: runs(state.mark), run_seconds)
+            end_runs(state.mark, run_seconds)
         with ThreadPoolExecutor(len(members)) as threads:
             for one in members:
                 threads.submit(one.stop, STOP_SECONDS)

@@ -19,6 +19,9 @@ NOTABLE_SKEW_SECONDS, HARMFUL_SKEW_SECONDS = 5.0, 60.0
 """Leases and heartbeats are compared across machines in tens of seconds; a webhook's signature lives five minutes."""
 HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
 UP = "make up"
+OF_A_RECIPE = ("distill-student", "redistill")
+"""Flows of which each recipe has a deployment; the second is that of nights, and what the webhook starts."""
+ON_GPU = ("train-student/gpu", "evaluate-student/gpu")
 
 
 class Wanted(NamedTuple):
@@ -104,20 +107,13 @@ def check_automation(api: PrefectApi) -> Finding:
 
 
 def check_deployments(api: PrefectApi, wanted: Wanted) -> Iterator[Finding]:
-    """One for each recipe."""
-    found = {deployment["name"]: deployment for deployment in _deployments(api)}
-    for name in wanted.recipes:
-        deployment = found.get(name)
-        if deployment is None:
-            said, remedy = f"no distill-student/{name}", "prefect --no-prompt deploy --all"
-            yield fail("deployment", said, remedy) if wanted.is_given else warn("deployment", said, remedy)
-        elif deployment.get("paused"):
-            remedy = "resume it on its page in Prefect's UI"
-            yield warn("deployment", f"distill-student/{name} is paused: its schedules do not run", remedy)
-        else:
-            schedules = sum(1 for schedule in deployment.get("schedules") or () if schedule.get("active"))
-            said = f"distill-student/{name} on pool {deployment.get('work_pool_name')}, {schedules} schedules"
-            yield ok("deployment", said)
+    """Those of each recipe, by hand and by night or webhook; and what it calls on pool gpu."""
+    names = [f"{flow}/{recipe}" for recipe in wanted.recipes for flow in OF_A_RECIPE]
+    if wanted.uses_gpu_pool:
+        names += ON_GPU
+    found = _deployments(api, names)
+    for name in names:
+        yield _deployment(name, found.get(name), is_needed=wanted.is_given)
 
 
 def check_block(api: PrefectApi, name: str) -> Finding:
@@ -212,5 +208,23 @@ def _waits_for_heartbeats(trigger: dict[str, Any]) -> bool:
     return (is_proactive and HEARTBEAT_EVENT in events) or any(map(_waits_for_heartbeats, inner))
 
 
-def _deployments(api: PrefectApi) -> list[dict[str, Any]]:
-    return api.find("deployments", flows={"name": {"any_": ["distill-student"]}}, limit=200)
+def _deployments(api: PrefectApi, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By flow/name."""
+    pairs = [name.split("/") for name in names]
+    flows = api.find("flows", flows={"name": {"any_": sorted({flow for flow, _ in pairs})}})
+    flow_names = {flow["id"]: flow["name"] for flow in flows}
+    found = api.find("deployments", deployments={"name": {"any_": sorted({name for _, name in pairs})}})
+    return {f"{flow_names.get(one['flow_id'])}/{one['name']}": one for one in found}
+
+
+def _deployment(name: str, found: dict[str, Any] | None, *, is_needed: bool) -> Finding:
+    if found is None:
+        said, remedy = f"no {name}", "prefect --no-prompt deploy --all, with its entry in prefect.yaml"
+        return fail("deployment", said, remedy) if is_needed else warn("deployment", said, remedy)
+    schedules = found["schedules"]
+    if found["paused"] and schedules:
+        remedy = "resume it on its page in Prefect's UI"
+        return warn("deployment", f"{name} is paused: its schedules do not run", remedy)
+    on = sum(schedule["active"] for schedule in schedules)
+    said = f"{on} of {len(schedules)} schedules on" if schedules else "no schedule"
+    return ok("deployment", f"{name} on pool {found['work_pool_name']}, {said}")

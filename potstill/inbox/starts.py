@@ -90,6 +90,16 @@ def decide_retry(inbox: Inbox, failed: Start, most: int) -> Start | None:
     return start
 
 
+def num_in_vain(inbox: Inbox) -> int:
+    """How many starts that the orchestrator has have come and gone since what has waited longest landed."""
+    with inbox.database.reading() as connection:
+        [count] = connection.execute(
+            "SELECT COUNT(*) FROM starts WHERE started_at IS NOT NULL"
+            " AND decided_at > (SELECT MIN(landed_at) FROM deliveries WHERE file IS NOT NULL)"
+        ).fetchone()
+    return count
+
+
 def note_start(inbox: Inbox, key: str, run_id: str, now: float | None = None) -> None:
     """The orchestrator has the run of a start."""
     with inbox.database.transaction() as connection:

@@ -20,6 +20,7 @@ from potstill.inbox.starts import (
     last_start,
     note_announced,
     note_start,
+    num_in_vain,
     pending_start,
     unannounced,
 )
@@ -36,6 +37,10 @@ AGAIN_SECONDS = 600.0
 """So long after a start that took nothing the next one comes, where `min_interval_seconds` is shorter."""
 RETRIES = {"CRASHED": 3, "FAILED": 1}
 """So often a run that ended so is started again: it may have taken prompts that no later webhook brings."""
+BROKEN_OFF = {"CANCELLED": "cancelled", "GONE": "deleted"}
+"""What somebody did to a run, which is not undone."""
+VAIN = 2
+"""After so many starts that took nothing of what waits, another one is likely to do no better."""
 LOOK_SECONDS = 30.0
 """How often the last run is looked at."""
 FIRST_PAUSE_SECONDS = 1.0
@@ -109,7 +114,11 @@ class Watch:
         """A start for what waits."""
         if self._is_one_queued():
             return None
-        return decide_start(self._inbox, self._debounce, is_over=self._is_last_over())
+        start = decide_start(self._inbox, self._debounce, is_over=self._is_last_over())
+        if start is not None and (vain := num_in_vain(self._inbox)) >= VAIN:
+            said = "%s: %d runs took nothing of what waits in %s: see their logs, and whether their POTSTILL_HOME is this one"
+            log.warning(said, self.recipe, vain, self._inbox.path)
+        return start
 
     def _retry(self) -> Start | None:
         """The last start once more, where its run crashed or failed a while ago: what it had taken waits for no webhook."""
@@ -131,6 +140,9 @@ class Watch:
                 return start
             said = "%s: run %s is %s, and is not started again: mend it, then `prefect deployment run %s/%s`"
             log.error(said, self.recipe, last.run_id, state, FLOW, self.recipe)
+        elif state in BROKEN_OFF and self._inbox.num_waiting() < last.num_prompts:
+            said = "%s: run %s had taken prompts and was %s: the next run has them, or `prefect deployment run %s/%s`"
+            log.warning(said, self.recipe, last.run_id, BROKEN_OFF[state], FLOW, self.recipe)
         self._settled = last.key
         return None
 

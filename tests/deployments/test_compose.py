@@ -100,6 +100,33 @@ def test_the_webhook_and_the_page_of_reports_see_nothing_else_of_the_state() -> 
     assert "/state /state/inbox /state/reports" in DOCKERFILE.read_text(), "new volumes take their owner from the image"
 
 
+def _mounts(service: str, **variables: str) -> dict[str, str]:
+    """Where each path of a container comes from."""
+    done = _config(SECRETS | variables)
+    assert done.returncode == 0, done.stderr
+    given = yaml.safe_load(done.stdout)["services"][service]["volumes"]
+    pairs = [one.split(":")[:2] if isinstance(one, str) else (one["source"], one["target"]) for one in given]
+    return {target: source for source, target in pairs}
+
+
+def test_what_a_recipe_of_ones_own_changes_is_taken_from_the_host_and_not_from_the_image() -> None:
+    files = {
+        "/app/recipes": ("POTSTILL_RECIPES", "recipes"),
+        "/app/prefect.yaml": ("POTSTILL_PREFECT_YAML", "prefect.yaml"),
+        "/app/deployments/box.yaml": ("POTSTILL_BOX_YAML", "deployments/box.yaml"),
+    }
+    of_checkout = {target: str(ROOT / path) for target, (_, path) in files.items()}
+    assert _mounts("setup") == of_checkout
+    assert all(Path(path).exists() for path in of_checkout.values())
+    own = {variable: f"/srv/own/{Path(path).name}" for variable, path in files.values()}
+    assert _mounts("setup", **own) == {target: own[variable] for target, (variable, _) in files.items()}
+    receiver = {"POTSTILL_RECIPES": "/srv/own/recipes", "POTSTILL_WEBHOOK_YAML": "/srv/own/webhook.yaml"}
+    mounts = _mounts("webhook", **receiver)
+    assert mounts["/app/recipes"] == "/srv/own/recipes"
+    assert mounts["/app/deployments/webhook.yaml"] == "/srv/own/webhook.yaml"
+    assert (ROOT / "deployments" / "webhook.yaml").exists()
+
+
 def test_runs_of_every_worker_send_heartbeats() -> None:
     workers = [service for name, service in SERVICES.items() if name.startswith("worker-")]
     assert len(workers) == 2

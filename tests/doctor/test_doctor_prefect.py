@@ -29,12 +29,21 @@ POOLS = [
     {"name": "cpu", "type": "process", "concurrency_limit": None, "is_paused": False},
     {"name": "gpu", "type": "process", "concurrency_limit": 1, "is_paused": False},
 ]
-DEPLOYMENT = {
-    "name": "demo",
-    "paused": False,
-    "work_pool_name": "cpu",
-    "schedules": [{"active": True}, {"active": False}],
-}
+FLOWS = [
+    {"id": f"id-of-{name}", "name": name}
+    for name in ("distill-student", "redistill", "train-student", "evaluate-student")
+]
+
+
+def deployed(flow: str, name: str, pool: str, *schedules: bool) -> dict[str, Any]:
+    on = [{"active": is_on} for is_on in schedules]
+    return {"flow_id": f"id-of-{flow}", "name": name, "paused": False, "work_pool_name": pool, "schedules": on}
+
+
+BY_HAND = deployed("distill-student", "demo", "cpu")
+BY_NIGHT = deployed("redistill", "demo", "cpu", True, False)
+ON_GPU = [deployed("train-student", "gpu", "gpu"), deployed("evaluate-student", "gpu", "gpu")]
+DEPLOYMENTS = [BY_HAND, BY_NIGHT, *ON_GPU, deployed("watch", "demo", "cpu", True)]
 WANTED = Wanted(("demo",), is_given=True, uses_gpu_pool=True, block="teacher-key")
 
 
@@ -49,7 +58,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingServer]:
             "/api/work_pools/cpu/workers/filter": Answer(200, [WORKER]),
             "/api/work_pools/gpu/workers/filter": Answer(200, [WORKER]),
             "/api/automations/filter": Answer(200, [ZOMBIES]),
-            "/api/deployments/filter": Answer(200, [DEPLOYMENT]),
+            "/api/flows/filter": Answer(200, FLOWS),
+            "/api/deployments/filter": Answer(200, DEPLOYMENTS),
             "/api/block_types/slug/secret/block_documents/name/teacher-key": Answer(200, {"name": "teacher-key"}),
         }
         monkeypatch.setenv("PREFECT_API_URL", f"{found.origin}/api")
@@ -61,12 +71,15 @@ def look(wanted: Wanted = WANTED) -> dict[str, Finding]:
     return {found.name: found for found in (*check_server(), *examine(checks_of(wanted)))}
 
 
+def look_at_deployments(wanted: Wanted = WANTED) -> list[tuple[str, str]]:
+    return [(found.status, found.said) for found in examine(checks_of(wanted)) if found.name == "deployment"]
+
+
 def test_a_server_that_has_everything_is_well(server: RecordingServer) -> None:
     found = look()
     assert {name for name, line in found.items() if line.status != "ok"} == {"prefect auth", "clock"}
     assert "whoever comes without" in found["prefect auth"].said
     assert "1 online, the last heartbeat" in found["workers cpu"].said
-    assert found["deployment"].said == "distill-student/demo on pool cpu, 1 schedules"
     assert found["pool gpu"].said == "process, at most 1 runs"
 
 
@@ -133,8 +146,6 @@ def test_another_version_is_told_with_both(server: RecordingServer) -> None:
         ("automations", [ZOMBIES | {"enabled": False}], "automation", "fail", "disabled"),
         ("automations", [ZOMBIES | {"trigger": {"posture": "Reactive"}}], "automation", "fail", "none ends runs"),
         ("automations", [{"name": "alerts", "enabled": True, "trigger": None}], "automation", "fail", "none ends"),
-        ("deployments", [], "deployment", "fail", "no distill-student/demo"),
-        ("deployments", [DEPLOYMENT | {"paused": True}], "deployment", "warn", "paused"),
     ],
 )
 def test_what_is_missing_has_a_line_and_a_remedy(
@@ -155,9 +166,36 @@ def test_a_block_that_is_not_there_fails_and_its_secret_is_not_asked_for(server:
     assert look()["block"].said == "no Secret block teacher-key"
 
 
+def test_each_deployment_that_a_recipe_needs_has_a_line_with_its_pool_and_schedules(server: RecordingServer) -> None:
+    of_recipe = [
+        ("ok", "distill-student/demo on pool cpu, no schedule"),
+        ("ok", "redistill/demo on pool cpu, 1 of 2 schedules on"),
+    ]
+    on_gpu = [("ok", f"{name}-student/gpu on pool gpu, no schedule") for name in ("train", "evaluate")]
+    assert look_at_deployments() == [*of_recipe, *on_gpu]
+    assert look_at_deployments(Wanted(("demo",), is_given=True)) == of_recipe, "who trains in the run calls no pool"
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_a_deployment_that_is_missing_fails_by_name(server: RecordingServer, gone: int) -> None:
+    names = ["distill-student/demo", "redistill/demo", "train-student/gpu", "evaluate-student/gpu"]
+    server.answers["/api/deployments/filter"] = Answer(200, [one for one in DEPLOYMENTS if one != DEPLOYMENTS[gone]])
+    found = look_at_deployments()
+    assert [status for status, _ in found].count("fail") == 1
+    assert found[gone] == ("fail", f"no {names[gone]}")
+
+
+def test_a_paused_deployment_is_a_warning_where_schedules_stand_on_it(server: RecordingServer) -> None:
+    paused = [one | {"paused": True} for one in (BY_HAND, BY_NIGHT)]
+    server.answers["/api/deployments/filter"] = Answer(200, [*paused, *ON_GPU])
+    by_hand, by_night, *_ = look_at_deployments()
+    assert by_hand[0] == "ok", "what is started by hand starts all the same"
+    assert by_night == ("warn", "redistill/demo is paused: its schedules do not run")
+
+
 def test_a_recipe_that_nobody_named_need_not_be_deployed(server: RecordingServer) -> None:
     server.answers["/api/deployments/filter"] = Answer(200, [])
-    assert look(Wanted(("demo",)))["deployment"].status == "warn"
+    assert [status for status, _ in look_at_deployments(Wanted(("demo",)))] == ["warn", "warn"]
 
 
 def test_a_server_that_breaks_in_the_middle_is_a_line_for_each_question(server: RecordingServer) -> None:

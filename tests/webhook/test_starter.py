@@ -140,6 +140,29 @@ class TestRetry:
         taken.look()
         assert len(prefect.runs) == 1
 
+    @pytest.mark.parametrize("how", ["cancelled", "deleted"])
+    def test_what_somebody_broke_off_after_it_took_prompts_is_said_once_with_the_remedy(
+        self, taken, prefect, caplog, how
+    ) -> None:
+        if how == "deleted":
+            prefect.runs.clear()
+        else:
+            self.end(prefect, "CANCELLED")
+        taken.look()
+        taken.look()
+        [record] = caplog.records
+        assert record.levelname == "WARNING"
+        assert f"run run-0 had taken prompts and was {how}" in caplog.text
+        assert "`prefect deployment run redistill/demo`" in caplog.text
+
+    def test_what_was_cancelled_before_it_took_any_is_not_said_to_have(self, inbox, prefect, caplog) -> None:
+        land(inbox, 1, 2, 3)
+        watching = watch(inbox, prefect)
+        watching.look()
+        self.end(prefect, "CANCELLED")
+        watching.look()
+        assert caplog.text == "", "they wait, and the next start brings them"
+
     def test_of_two_receivers_on_one_inbox_one_retries(self, taken, prefect, inbox, tmp_path) -> None:
         last = last_start(inbox)
         with Inbox(tmp_path, "demo") as other:
@@ -251,6 +274,39 @@ class TestStarting:
         assert len(prefect.runs) == 2
         second = list(prefect.runs)[1]
         assert second == f"{next(iter(prefect.runs))}-again-1"
+
+    @pytest.mark.parametrize("more_lands", [False, True])
+    def test_runs_that_take_nothing_are_said_from_the_third_on_with_what_to_look_at(
+        self, inbox, prefect, monkeypatch, caplog, more_lands
+    ) -> None:
+        """The workers' POTSTILL_HOME is another one: each run ends Skipped, and only its own log says why."""
+        monkeypatch.setattr(starter, "AGAIN_SECONDS", 0.0)
+        land(inbox, 0)
+        watching = watch(inbox, prefect, EAGER)
+        said = []
+        for number in range(1, 5):
+            watching.look()
+            said.append(len(caplog.records))
+            assert len(prefect.runs) == number
+            list(prefect.runs.values())[-1]["state_type"] = "COMPLETED"
+            if more_lands:
+                land(inbox, number)
+        assert said == [0, 0, 1, 2]
+        assert caplog.messages[0].startswith(f"demo: 2 runs took nothing of what waits in {inbox.path}: ")
+        assert "POTSTILL_HOME" in caplog.messages[0]
+
+    def test_runs_that_take_what_landed_are_not_said_to_take_nothing(
+        self, inbox, prefect, tmp_path, monkeypatch, caplog
+    ) -> None:
+        monkeypatch.setattr(starter, "AGAIN_SECONDS", 0.0)
+        watching = watch(inbox, prefect, EAGER)
+        for number in range(4):
+            land(inbox, number)
+            watching.look()
+            seal(tmp_path, "demo")
+            list(prefect.runs.values())[-1]["state_type"] = "COMPLETED"
+        assert len(prefect.runs) == 4
+        assert caplog.text == ""
 
     def test_a_run_that_somebody_deleted_holds_nobody(self, inbox, prefect) -> None:
         watching = watch(inbox, prefect, EAGER)
