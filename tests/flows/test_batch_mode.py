@@ -33,8 +33,7 @@ def teach_only(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     return teach(recipe, prompts)
 
 
-@pytest.fixture
-def prompts() -> ArtifactRef:
+def thirty_prompts() -> ArtifactRef:
     return open_store().build(
         StageKey("curate", 1, fingerprint("thirty")),
         "PromptSet",
@@ -61,11 +60,10 @@ def completions_of(ref: ArtifactRef) -> list[Completion]:
     return list(read_parquet(open_store().path(ref) / "completions.parquet", Completion))
 
 
-def test_batches_answer_stragglers_go_online_and_the_same_again_asks_nothing(
-    teacher: BatchTeacher, prompts: ArtifactRef
-) -> None:
+def test_batches_answer_stragglers_go_online_and_the_same_again_asks_nothing(teacher: BatchTeacher) -> None:
     teacher.polls = 2
     teacher.outcomes = {"#0007": error(500, "api_error")}
+    prompts = thirty_prompts()
     completions = teach_only(recipe(teacher), prompts)
     assert [row.completion for row in completions_of(completions)] == [
         f"answer to #{number:04d}" for number in range(30)
@@ -79,7 +77,7 @@ def test_batches_answer_stragglers_go_online_and_the_same_again_asks_nothing(
 
 
 def test_nothing_is_asked_online_where_only_batches_are_wanted_and_what_stays_bad_is_told(
-    teacher: BatchTeacher, prompts: ArtifactRef, caplog: pytest.LogCaptureFixture
+    teacher: BatchTeacher, caplog: pytest.LogCaptureFixture
 ) -> None:
     def answer(mark: str) -> str:
         if mark == "#0007":
@@ -88,7 +86,7 @@ def test_nothing_is_asked_online_where_only_batches_are_wanted_and_what_stays_ba
 
     teacher.answer = answer
     asked = recipe(teacher, stragglers_online=False, quality_retries=4)
-    rows = completions_of(teach_only(asked, prompts))
+    rows = completions_of(teach_only(asked, thirty_prompts()))
     assert teacher.operations().count("ask") == 0
     assert [len(batch.requests) for batch in teacher.batches.values()] == [30, 2, 2, 2, 2]
     assert [row.prompt_id[-5:-1] for row in rows if row.quarantine] == [*["0003"] * 5, "0007"]
