@@ -32,4 +32,6 @@ def ask_in_batches(recipe: Recipe, prompts: ArtifactRef) -> BatchReport | None:
     )
     if report.unanswered and not recipe.teacher.stragglers_online:
         raise TransientTeacherError(f"{report.unanswered} prompts have no answer yet: {report.last_error}")
+    if report.unmended and not recipe.teacher.stragglers_online:
+        get_run_logger().warning("%s", report.describe_unmended())
     return report

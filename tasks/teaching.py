@@ -31,6 +31,13 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     is_collected = open_store().lookup(_collect_key(recipe, prompts)) is not None
     if not is_collected and (recipe.teacher.mode == "batch" or has_open_batches(plan, ledger)):
         wait_for([ask_in_batches.submit(recipe, prompts)], plan, recipe)
+    if recipe.teacher.mode == "online" or recipe.teacher.stragglers_online:
+        _ask_online(recipe, prompts, is_collected=is_collected)
+    return collect_completions(recipe, prompts)
+
+
+def _ask_online(recipe: Recipe, prompts: ArtifactRef, *, is_collected: bool) -> None:
+    plan, ledger = plan_of(recipe, prompts), open_ledger()
     asking = [] if is_collected else open_batches(plan, ledger)
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
@@ -38,7 +45,6 @@ def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
     with batch_runner(recipe, prompts, is_collected=is_collected) as runner:
         batches = [*runner.map(teach_batch, {"index": done, **what}), *runner.map(ask_again, {"index": asking, **what})]
         wait_for(batches, plan, recipe)
-    return collect_completions(recipe, prompts)
 
 
 def _batch_key(recipe: Recipe, prompts: ArtifactRef, index: int) -> StageKey:

@@ -39,6 +39,7 @@ class CallFault(NamedTuple):
     code: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     bytes: int = 0
+    said: str = "scripted"
 
 
 FINE = CallFault("fine")
@@ -53,9 +54,10 @@ NO_JSON = CallFault("no json")
 """All was done, and the answer is none."""
 
 
-def refuse(status: int, code: str = "", retry_after: str | None = None) -> CallFault:
+def refuse(status: int, code: str = "", retry_after: str | None = None, said: str = "scripted") -> CallFault:
     """Nothing was done."""
-    return CallFault("refuse", status, code, () if retry_after is None else (("retry-after", retry_after),))
+    headers = () if retry_after is None else (("retry-after", retry_after),)
+    return CallFault("refuse", status, code, headers, said=said)
 
 
 def fail_after(status: int) -> CallFault:
@@ -83,6 +85,7 @@ class Outcome(NamedTuple):
     kind: str
     status: int = 0
     code: str = ""
+    said: str = "scripted"
 
 
 EMPTY = Outcome("empty")
@@ -94,9 +97,9 @@ TIMED_OUT = Outcome("code", code="request_timeout")
 """OpenAI only."""
 
 
-def error(status: int, code: str) -> Outcome:
+def error(status: int, code: str, said: str = "scripted") -> Outcome:
     """The same error as online; `code` is OpenAI's code or Anthropic's type."""
-    return Outcome("error", status, code)
+    return Outcome("error", status, code, said)
 
 
 class Billed(NamedTuple):
@@ -319,7 +322,7 @@ class _OPENAI:
     def failed(custom_id: str, outcome: Outcome) -> dict[str, Any]:
         if outcome.kind == "code":
             return _OPENAI.row(custom_id, None, {"code": outcome.code, "message": "it took too long"})
-        body = {"error": {"message": f"scripted {outcome.code}", "type": outcome.code, "code": outcome.code}}
+        body = {"error": {"message": f"{outcome.said} {outcome.code}", "type": outcome.code, "code": outcome.code}}
         return _OPENAI.row(custom_id, {"status_code": outcome.status, "request_id": "req", "body": body}, None)
 
     @staticmethod
@@ -347,7 +350,7 @@ class _ANTHROPIC:
 
     @staticmethod
     def failed(custom_id: str, outcome: Outcome) -> dict[str, Any]:
-        inner = {"type": outcome.code, "message": f"scripted {outcome.code}"}
+        inner = {"type": outcome.code, "message": f"{outcome.said} {outcome.code}"}
         return {"custom_id": custom_id, "result": {"type": "errored", "error": {"type": "error", "error": inner}}}
 
     @staticmethod
@@ -452,7 +455,7 @@ class _Handler(ScriptedHandler[BatchTeacher]):
 
     def _check(self, fault: CallFault | None, headers: dict[str, str]) -> None:
         if fault is not None and fault.kind == "refuse":
-            raise _RefusedError(fault.status, fault.code)
+            raise _RefusedError(fault.status, fault.code, fault.said)
         if self.speaks == "anthropic" and not headers.get("anthropic-version"):
             raise _RefusedError(400, "invalid_request_error", "anthropic-version: header is required")
         shown = headers.get("x-api-key") if self.speaks == "anthropic" else headers.get("authorization", "")[7:]

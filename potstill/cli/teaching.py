@@ -75,8 +75,9 @@ class _Teaching:
         return 0
 
     def _teach(self) -> CompletionsSummary:
-        report = self._ask()
-        if report.unanswered:
+        is_written = open_store().lookup(collect.collect_key(self.plan, self.ledger)) is not None
+        report = None if is_written else self._ask()  # what came after it would be left out
+        if report is not None and report.unanswered:
             raise TransientTeacherError(
                 f"{report.unanswered} prompts have no answer yet (last: {report.last_error}): run the same again to ask only for them"
             )
@@ -99,8 +100,10 @@ class _Teaching:
                 session.collect_batches(self._tell)
                 return session.answer(on_step=on_step, say=self._tell)
             report = session.answer_in_batches(on_step, self._tell)
-            if report.unanswered and self.plan.teacher.stragglers_online:
+            if self.plan.teacher.stragglers_online and (report.unanswered or report.unmended):
                 return session.answer(on_step=on_step, say=self._tell)
+            if report.unmended:
+                self._tell(report.describe_unmended())
             return report
 
     def _tell(self, said: str) -> None:

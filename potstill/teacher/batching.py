@@ -19,12 +19,13 @@ from potstill.teacher.budget import describe_cap
 from potstill.teacher.collecting import close_token
 from potstill.teacher.mending import in_order
 from potstill.teacher.outcome import BatchReport, Step, Tally
-from potstill.teacher.plan import TeachPlan
+from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.unfinished import HELD_ELSEWHERE, is_held_elsewhere
 from potstill.teacher.watching import BatchWatch
 
 ROUNDS = 4
-"""What a batch leaves without an answer is handed in again, so many times in all."""
+"""What a batch leaves without an answer is handed in again, so many times in all. Each further sample in place of a bad
+one, which can be asked for only after the one before it, has a round more."""
 
 
 class Round(NamedTuple):
@@ -82,10 +83,11 @@ class BatchAsker:
         Errors: those of `BatchProtocol`, and `BudgetReachedError` once no batch runs and the next request does not fit.
         """
         self._on_step = on_step
+        teacher = self._plan.teacher
         rounds, is_first = 0, True
-        while rounds < (1 if self._plan.teacher.stragglers_online else ROUNDS):
+        while rounds < (1 if teacher.stragglers_online else ROUNDS + teacher.quality_retries):
             limits, answered = self._limits, self._tally.counts["answered"]
-            handed_in = await self._submit_missing(is_first=is_first)
+            handed_in = await self._submit_missing(rounds, is_first=is_first)
             is_first = False
             if handed_in.submitted == 0 and handed_in.claimed == 0:
                 if handed_in.no_room is not None:
@@ -121,9 +123,9 @@ class BatchAsker:
         self._tally.counts["answered"] += step.answered
         self._on_step(step)
 
-    async def _submit_missing(self, *, is_first: bool) -> Round:
+    async def _submit_missing(self, rounds: int, *, is_first: bool) -> Round:
         done = Round()
-        for batch in split(self._missing(is_first=is_first), lambda item: item.size, self._limits):
+        for batch in split(self._missing(rounds, is_first=is_first), lambda item: item.size, self._limits):
             if isinstance(batch, TooLarge):
                 self._refuse(batch)
                 continue
@@ -153,11 +155,13 @@ class BatchAsker:
         if state.is_certain:
             self._ledger.adopt_batch(token, state.id)
 
-    def _missing(self, *, is_first: bool) -> Iterator[_Item]:
+    def _missing(self, rounds: int, *, is_first: bool) -> Iterator[_Item]:
         for chunk in in_order(self._plan, self._ledger):
             standing = self._ledger.look_up(answer.key for answer in chunk)
             wanted = {answer.key: answer for answer in chunk if answer.key in standing.missing}
             for answer in wanted.values():
+                if rounds >= ROUNDS + self._num_further(answer):
+                    continue
                 size = self._size(answer.request)
                 yield _Item(self._plan.attempt(answer, size, self._rates), size)
             if is_first:
@@ -189,12 +193,17 @@ class BatchAsker:
             self._tally.counts["refused"] += 1
             self._tally.last_error = said
 
+    def _num_further(self, answer: PlannedAnswer) -> int:
+        """Which further sample it is, in place of a bad one; 0 for one that is asked for in any case."""
+        return max(0, answer.sample_index + 1 - self._plan.teacher.samples)
+
     def _count_missing(self) -> None:
-        for chunk in self._plan.chunks():
+        for chunk in in_order(self._plan, self._ledger):
             missing = self._ledger.look_up(answer.key for answer in chunk).missing
             costs = self._ledger.costs(missing) if missing else {}
-            for key in missing:
-                said = costs[key].last_error if key in costs else None
-                is_given_up = said is not None and self._ledger.give_up(key, said, ROUNDS)
-                self._tally.counts["refused" if is_given_up else "unanswered"] += 1
+            for answer in {answer.key: answer for answer in chunk if answer.key in missing}.values():
+                said = costs[answer.key].last_error if answer.key in costs else None
+                is_given_up = said is not None and self._ledger.give_up(answer.key, said, ROUNDS)
+                is_left = "unmended" if self._num_further(answer) else "unanswered"
+                self._tally.counts["refused" if is_given_up else is_left] += 1
                 self._tally.last_error = self._tally.last_error or said

@@ -228,7 +228,7 @@ def _completion(planned: PlannedAnswer, answer: Answer | None, cost: KeyCost, pl
         finish_reason=reply.finish_reason,
         usage=reply.usage,
         seconds=answer.seconds,
-        quarantine=quarantine_reason(reply, plan.task, plan.teacher.response_schema),
+        quarantine=quarantine_reason(reply, plan.task, plan.teacher.response_schema, planned.request.messages),
     )
 
 

@@ -57,12 +57,12 @@ def _next(plan: TeachPlan, samples: Sequence[PlannedAnswer], answers: Mapping[st
     known = [answers.get(sample.key) for sample in samples]
     if any(answer is None for answer in known):
         return None
-    reasons = [_reason(plan, answer.reply) for answer in known if answer is not None]
+    first = samples[0]
+    reasons = [_reason(plan, first, answer.reply) for answer in known if answer is not None]
     if not all(reasons):
         return None
-    first = samples[0]
     return plan.sample(first.row_id, first.prompt, len(samples), times_truncated=reasons.count(TRUNCATED))
 
 
-def _reason(plan: TeachPlan, reply: Reply) -> str | None:
-    return quarantine_reason(reply, plan.task, plan.teacher.response_schema)
+def _reason(plan: TeachPlan, asked: PlannedAnswer, reply: Reply) -> str | None:
+    return quarantine_reason(reply, plan.task, plan.teacher.response_schema, asked.request.messages)

@@ -55,6 +55,8 @@ class BatchReport(Row):
     """Requests that the provider rejects for what they are."""
     unanswered: int
     """Requests that failed for now."""
+    unmended: int = 0
+    """Further samples, in place of bad ones, that the batches left without an answer."""
     attempts: int
     cost_usd: Decimal
     """The known cost of the attempts made here."""
@@ -65,6 +67,10 @@ class BatchReport(Row):
             f"{self.found} of {self.answers} answers were already in the ledger, {self.answered} asked for in "
             f"{self.attempts} attempts for {self.cost_usd} USD, {self.refused} refused"
         )
+
+    def describe_unmended(self) -> str:
+        why = f" (last: {self.last_error})" if self.last_error else ""
+        return f"{self.unmended:,} prompts keep their bad answers: the batches brought no further sample{why}"
 
 
 class Step(NamedTuple):
@@ -127,6 +133,7 @@ class Tally:
             answered=counts["answered"],
             refused=counts["refused"],
             unanswered=counts["unanswered"],
+            unmended=counts["unmended"],
             attempts=self.attempts,
             cost_usd=self.cost_usd,
             last_error=self.last_error,

@@ -1,5 +1,6 @@
 """Which answers must not be trained on, and why."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -7,9 +8,11 @@ import orjson
 from potstill.answer_schema import validator_of
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
+from potstill.records import Message
 from potstill.teacher.choosing import parsed_json
+from potstill.teacher.refusals import is_refusal
 
-VERSION = 4
+VERSION = 5
 TRUNCATED = "truncated"
 CUT_SHORT = frozenset({"length", "max_tokens", "model_length"})
 FINISHED = frozenset(
@@ -20,10 +23,12 @@ FINISHED = frozenset(
 TGI, Cohere and gateways to other protocols say. Any other, such as `error` or `abort`, may have cut it in mid-sentence."""
 
 
-def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | None = None) -> str | None:
-    """Why an answer is kept from training; None where it may be used.
+def quarantine_reason(
+    reply: Reply, task: Task | None, schema: dict[str, Any] | None = None, asked: Sequence[Message] = ()
+) -> str | None:
+    """Why an answer to these messages is kept from training; None where it may be used.
 
-    Without a task and a schema only its completeness is judged.
+    Without a task and a schema it has to be complete, and no refusal.
     """
     if incomplete := _incomplete(reply):
         return incomplete
@@ -31,6 +36,9 @@ def quarantine_reason(reply: Reply, task: Task | None, schema: dict[str, Any] | 
         if not reply.message.get("tool_calls"):
             return "empty"
         return None if task is None else "tool calls in place of an answer"
+    is_label = task is not None and reply.text.strip() in task.labels
+    if not is_label and is_refusal(reply.text, asked):
+        return f"refusal: {reply.text.strip()[:40]}"
     wrong = None if schema is None else _against_schema(reply.text, schema)
     return wrong or (None if task is None else _against_task(reply.text, task))
 

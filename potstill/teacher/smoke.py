@@ -90,7 +90,8 @@ def read_sample(plan: TeachPlan, ledger: Ledger, rows: Sequence[int]) -> Sample:
         answers = ledger.find_answers(answer.key for answer in asked)
         known = [_Known(costs.get(answer.key, KeyCost()), answers.get(answer.key)) for answer in asked]
         sampled.append(_sampled(plan, wanted, known))
-        reasons.update(filter(None, (_reason(plan, answer) for _, answer in known)))
+        pairs = zip(asked, known, strict=True)
+        reasons.update(filter(None, (_reason(plan, planned, answer) for planned, (_, answer) in pairs)))
         num_answers += len(known)
         attempts += sum(cost.attempts for cost, _ in known)
         wasted += sum(cost.billed + cost.unknown - (answer is not None) for cost, answer in known)
@@ -159,8 +160,8 @@ def _request_bytes(plan: TeachPlan, answer: PlannedAnswer) -> int:
     return len(orjson.dumps(PROVIDERS[plan.teacher.provider].body(answer.request)))
 
 
-def _reason(plan: TeachPlan, answer: Answer | None) -> str | None:
+def _reason(plan: TeachPlan, planned: PlannedAnswer, answer: Answer | None) -> str | None:
     if answer is None:
         return "refused by the provider"
-    reason = quarantine_reason(answer.reply, plan.task, plan.teacher.response_schema)
+    reason = quarantine_reason(answer.reply, plan.task, plan.teacher.response_schema, planned.request.messages)
     return reason and reason.partition(":")[0]

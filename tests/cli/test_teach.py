@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from potstill.cli import main
-from tests.batch_teacher import BatchTeacher
+from tests.batch_teacher import BatchTeacher, error
 from tests.fake_teacher import (
     BAD_REQUEST,
     HANG,
@@ -327,6 +327,28 @@ def test_an_interrupted_command_says_what_is_at_the_provider_and_the_same_one_co
         again = run(capsys, given)
         assert (again.code, again.summary["answered"], again.summary["at_provider"]) == (0, 6, 0)
         assert len(teacher.batches) == 1
+
+
+def test_what_stays_bad_in_batches_is_told_and_a_second_call_pays_for_nothing_that_it_would_leave_out(
+    prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BatchTeacher() as teacher:
+
+        def answer(mark: str) -> str:
+            if mark == "#0004":
+                teacher.outcomes[mark] = error(500, "api_error")
+            return "maybe" if mark == "#0004" else "yes"
+
+        teacher.answer = answer
+        given = ["--mode", "batch", "--batch-poll-seconds", 0.01, "--quality-retries", 1]
+        given += ["--kind", "classification", "--labels", "yes,no"]
+        first = run(capsys, arguments(prompts, teacher.url, *given))
+        assert (first.code, first.summary["answered"], first.summary["quarantined"]) == (0, 5, 1)
+        assert "1 prompts keep their bad answers: the batches brought no further sample" in first.err
+        teacher.outcomes.clear()
+        calls = len(teacher.calls)
+        assert run(capsys, arguments(prompts, teacher.url, *given)).summary["status"] == "done"
+        assert len(teacher.calls) == calls
 
 
 def test_a_prompt_set_is_taught_like_the_file_that_it_was_made_of(
