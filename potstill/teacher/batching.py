@@ -198,8 +198,10 @@ class BatchAsker:
         return max(0, answer.sample_index + 1 - self._plan.teacher.samples)
 
     def _count_missing(self) -> None:
+        self._tally.counts["refused"] = 0  # what batches refused is known now
         for chunk in in_order(self._plan, self._ledger):
-            missing = self._ledger.look_up(answer.key for answer in chunk).missing
+            missing, refused = self._ledger.look_up(answer.key for answer in chunk)
+            self._tally.counts["refused"] += sum(answer.key in refused for answer in chunk)
             costs = self._ledger.costs(missing) if missing else {}
             for answer in {answer.key: answer for answer in chunk if answer.key in missing}.values():
                 said = costs[answer.key].last_error if answer.key in costs else None

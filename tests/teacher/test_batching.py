@@ -231,7 +231,8 @@ def test_a_batch_of_which_every_request_is_refused_stops_the_run_and_loses_no_pr
     with pytest.raises(PermanentTeacherError, match="refuses every prompt: HTTP 400"):
         ask(plan, ledger)
     teacher.outcomes = {"#0007": error(400, "invalid_request_error")}
-    assert ask(plan, ledger).answered == 39
+    report = ask(plan, ledger)
+    assert (report.answers, report.answered, report.refused) == (40, 39, 1)
     again = ask(plan, ledger)
     assert (again.found, again.refused, again.attempts) == (39, 1, 0)
 
