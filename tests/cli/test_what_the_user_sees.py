@@ -149,6 +149,7 @@ def test_a_prompt_that_is_too_long_is_put_aside_alone_with_the_reason(
     assert "the prompt is longer than the model takes: shorten it" in aside["quarantine"]
 
 
+@pytest.mark.flow  # it takes seconds to redact
 def test_a_prompt_of_5_megabytes_that_the_teacher_takes_is_answered_like_any_other(teach: Teach) -> None:
     with FakeTeacher() as teacher:
         seen = teach(teacher, texts={3: "#0003 " + "a long prompt " * 375_000})

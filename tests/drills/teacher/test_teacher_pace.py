@@ -22,6 +22,7 @@ ANSWER_TOKENS = 62
 """With its prompt about 100 tokens, so that both limits are met at the same pace."""
 BURST_SECONDS = 5
 SECONDS = 65
+WAYS = ("openai_compatible, told", "openai_compatible, untold", "anthropic, told")
 PROMPTS = RPM * (BURST_SECONDS + SECONDS) // 60
 
 
@@ -39,28 +40,28 @@ class Paced(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, bool], Paced]]:
+def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Paced]]:
     """Each limit, told and untold, in runs at the same time: none of them needs a tenth of a core."""
     root = tmp_path_factory.mktemp("pace")
     prompts = root / "prompts.jsonl"
     write_short_prompts(prompts)
     with ExitStack() as stack:
-        runs: dict[tuple[str, bool], tuple[RunningTeacher, Teaching, Started]] = {}
+        runs: dict[tuple[str, str], tuple[RunningTeacher, Teaching, Started]] = {}
         for name, limits in LIMITS.items():
-            for is_told in (True, False):
+            for way in WAYS:
+                provider, told = way.split(", ")
                 flags = {**limits, "latency_ms": 200, "burst_seconds": BURST_SECONDS, "answer_tokens": ANSWER_TOKENS}
-                teacher = stack.enter_context(running(**flags, headers=is_told))
-                given = ("--provider", "openai_compatible", "--base-url", teacher.url, "--model", "fake-1")
+                teacher = stack.enter_context(running(**flags, headers=told == "told"))
+                given = ("--provider", provider, "--base-url", teacher.url, "--model", "fake-1")
                 more = ("--max-tokens", 128, "--concurrency", 64, "--no-redact")
-                teaching = Teaching(prompts, (*given, *more), root / f"{name}-{is_told}")
-                runs[name, is_told] = (teacher, teaching, teaching.start())
+                teaching = Teaching(prompts, (*given, *more), root / f"{name}-{way}")
+                runs[name, way] = (teacher, teaching, teaching.start())
         found = {key: finish(*run) for key, run in runs.items()}
         yield found
     print("\n| limit | headers | used | refused | of | seconds |\n|---|---|--:|--:|--:|--:|")
-    for (name, is_told), run in found.items():
+    for (name, way), run in found.items():
         used = ", ".join(f"{share:.3f} of the {limit}" for limit, share in run.used.items())
-        told = "on" if is_told else "off"
-        print(f"| {name} | {told} | {used} | {run.refused} | {run.requests} | {run.seconds:.0f} |")
+        print(f"| {name} | {way} | {used} | {run.refused} | {run.requests} | {run.seconds:.0f} |")
 
 
 def write_short_prompts(path: Path) -> None:
@@ -79,11 +80,12 @@ def finish(teacher: RunningTeacher, teaching: Teaching, started: Started) -> Pac
     )
 
 
+@pytest.mark.parametrize("way", ["openai_compatible, told", "anthropic, told"])
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_limit_that_headers_tell_is_used_to_97_percent_and_met_once_in_1000_requests(
-    limit: str, paced: dict[tuple[str, bool], Paced]
+    limit: str, way: str, paced: dict[tuple[str, str], Paced]
 ) -> None:
-    run = paced[limit, True]
+    run = paced[limit, way]
     assert run.right == PROMPTS
     assert run.seconds >= 60
     assert max(run.used.values()) >= 0.97
@@ -92,9 +94,9 @@ def test_a_limit_that_headers_tell_is_used_to_97_percent_and_met_once_in_1000_re
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_limit_that_nobody_tells_is_found_and_used_to_85_percent_and_met_once_in_50(
-    limit: str, paced: dict[tuple[str, bool], Paced]
+    limit: str, paced: dict[tuple[str, str], Paced]
 ) -> None:
-    run = paced[limit, False]
+    run = paced[limit, "openai_compatible, untold"]
     assert run.right == PROMPTS
     assert max(run.used.values()) >= 0.85
     assert run.refused_share <= 0.02

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.batch_teacher import BatchTeacher
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +49,7 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
+@pytest.mark.flow  # fifty thousand lines take a while
 def test_fifty_thousand_requests_and_their_answers_stream() -> None:
     with BatchTeacher() as teacher:
         teacher.answer = lambda mark: mark + "y" * LETTERS
