@@ -1,4 +1,4 @@
-"""The automation that every server needs, and how automations are put on a server: by name, as often as you like.
+"""The automations that every server needs, and how automations are put on a server: by name, as often as you like.
 
 `python -m deployments.automations` creates or corrects what is wanted and removes what no longer is. `PREFECT_API_URL` and
 `PREFECT_API_AUTH_STRING` name the server. Exit code 0: the server has what is wanted, whoever put it there.
@@ -32,11 +32,16 @@ FLOWS = ["distill-student", "redistill", "train-student", "evaluate-student", "w
 HEARTBEAT_SECONDS = 30
 """What the work pools' templates set as `PREFECT_FLOWS_HEARTBEAT_FREQUENCY`: the least that Prefect takes."""
 MISSED_SECONDS = 90
-"""Three heartbeats. A run that is silent for so long is dead: they come from a thread of their own."""
-ZOMBIE_MESSAGE = (
-    f"No heartbeat for {MISSED_SECONDS} s: the run's process, and the worker that would have reported its end, are gone "
-    "(killed, out of memory, machine down). Start the same recipe again: what is done and paid for is found. "
-    "See docs/operations.md#crashed"
+"""Three heartbeats. A run that is silent for so long is dead: they come from a thread of their own, the first at once."""
+CONTAINER_SECONDS = 1800
+"""So long may a run be silent that begins in a container: a machine may be made and an image fetched first."""
+TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
+"""States of a run that a worker has taken and that has not begun."""
+BEATING = {f"prefect.flow-run.{name}" for name in ("Running", "Rerunning", "Retrying", "heartbeat")}
+"""After these a run sends a heartbeat, or ends."""
+GONE = (
+    "the run's process, and the worker that would have reported its end, are gone (killed, out of memory, machine down). "
+    "Start the same recipe again: what is done and paid for is found. See docs/operations.md#crashed"
 )
 PAGE = 200
 
@@ -48,28 +53,57 @@ class Change(NamedTuple):
     what: Literal["created", "updated", "unchanged", "removed"]
 
 
+def automations(start_seconds: int = MISSED_SECONDS) -> list[AutomationCore]:
+    """All that a server needs whose runs begin within so many seconds after a worker took them."""
+    return [zombies(), never_begun(start_seconds), never_cancelled()]
+
+
 def zombies() -> AutomationCore:
-    """Runs of deployments whose heartbeats end while they run become Crashed: slots are freed, and alerts go out.
+    """Runs of deployments that begin and then send no heartbeat for a while become Crashed: slots are freed, alerts go out.
 
     Any event of a run ends the wait for its next heartbeat, so that states with names of their own need no list here. A run by
     hand is let alone: it holds no slot, and its heartbeats are as rare as Prefect's default. Prefect itself refuses to crash a
     run that has ended, so a heartbeat that comes after the end does no harm; for suspended runs see `tasks.waiting`.
     """
-    return AutomationCore(
-        name=f"{PREFIX}zombie runs",
-        description="Runs that stopped sending heartbeats while running become Crashed.",
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*", WAITING},
-            match={"prefect.resource.id": "prefect.flow-run.*"},  # pyright: ignore[reportArgumentType] - it takes what the server takes
-            match_related=of_deployments(),
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(seconds=MISSED_SECONDS),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=ZOMBIE_MESSAGE, force=False)],
+    return _silent(
+        "zombie runs",
+        "Runs that stopped sending heartbeats while running become Crashed.",
+        BEATING,
+        MISSED_SECONDS,
+        _becomes(StateType.CRASHED, f"No heartbeat for {MISSED_SECONDS} s: {GONE}"),
     )
+
+
+def never_begun(seconds: int) -> AutomationCore:
+    """Runs of deployments that a worker took and that then say nothing become Crashed: before they begin they send no heartbeat.
+
+    A run that is scheduled or late, that waits for a slot or for somebody, has been taken by no worker: it may wait for ever.
+    Heartbeats count too, so that one event which a busy server lost is held against nobody; they do not name the run's pool.
+    """
+    return _silent(
+        "runs that never began",
+        f"Runs that a worker took and that say nothing for {seconds} s become Crashed.",
+        TAKEN,
+        seconds,
+        _becomes(StateType.CRASHED, f"Not begun {seconds} s after a worker took it: {GONE}"),
+    )
+
+
+def never_cancelled() -> AutomationCore:
+    """Runs that are cancelled after their death become Cancelled: Prefect lets a Cancelling run become nothing else."""
+    return _silent(
+        "runs that were dead when cancelled",
+        f"Runs that are being cancelled and say nothing for {MISSED_SECONDS} s become Cancelled.",
+        {"prefect.flow-run.Cancelling"},
+        MISSED_SECONDS,
+        _becomes(StateType.CANCELLED, f"Nobody answered to the cancellation for {MISSED_SECONDS} s: {GONE}"),
+    )
+
+
+def start_seconds(client: SyncPrefectClient) -> int:
+    """How long a run may take to begin in the slowest of the server's pools."""
+    types = {pool.type for pool in client.read_work_pools(limit=PAGE)}
+    return MISSED_SECONDS if types <= {"process"} else CONTAINER_SECONDS
 
 
 def of_deployments(flows: Sequence[str] = FLOWS) -> list[Any]:
@@ -131,11 +165,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parser.parse_args(arguments).before_server:
         from deployments.outage import give_time
 
-        print(f"{give_time()} runs have time to send their next heartbeat")
+        print(f"{give_time()} runs have time to give the next sign of life")
         return 0
     with server() as client:
-        show(put([zombies()], PREFIX, client))
+        show(put(automations(start_seconds(client)), PREFIX, client))
     return 0
+
+
+def _silent(name: str, description: str, after: set[str], seconds: int, action: ChangeFlowRunState) -> AutomationCore:
+    """Something happens to a run of which nothing is heard for so long after one of these events."""
+    return AutomationCore(
+        name=f"{PREFIX}{name}",
+        description=description,
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after=after,
+            expect={"prefect.flow-run.*", WAITING},
+            match={"prefect.resource.id": "prefect.flow-run.*"},  # pyright: ignore[reportArgumentType] - it takes what the server takes
+            match_related=of_deployments(),
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(seconds=seconds),
+        ),
+        actions=[action],
+    )
+
+
+def _becomes(state: StateType, message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=state, name=state.value.capitalize(), message=message, force=False)
 
 
 def _all(client: SyncPrefectClient) -> Iterator[Automation]:

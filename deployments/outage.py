@@ -1,7 +1,7 @@
 """After a server was down: runs went on meanwhile, but their heartbeats had nobody to go to.
 
-Prefect keeps in its database until when a run's next heartbeat is due. A server that starts again looks at that before the
-first heartbeat can reach it, and the zombie automation would call every run Crashed that lived through the outage.
+Prefect keeps in its database until when a run's next sign of life is due. A server that starts again looks at that before the
+first one can reach it, and the automations for dead runs would call every run Crashed that lived through the outage.
 """
 
 import asyncio
@@ -9,10 +9,11 @@ from datetime import timedelta
 
 import sqlalchemy
 from prefect.server.database import provide_database_interface
+from prefect.server.events.schemas.automations import EventTrigger
 from prefect.types._datetime import now
 from sqlalchemy.exc import DBAPIError
 
-from deployments.automations import HEARTBEAT_SECONDS, MISSED_SECONDS, PREFIX
+from deployments.automations import HEARTBEAT_SECONDS, PREFIX
 
 STARTING_SECONDS = 60
 """What a server takes to start on a busy machine."""
@@ -28,17 +29,22 @@ def give_time() -> int:
 
 async def _give_time() -> int:
     db = provide_database_interface()
-    due = now("UTC") + timedelta(seconds=STARTING_SECONDS + HEARTBEAT_SECONDS + MISSED_SECONDS)
-    ours = sqlalchemy.select(db.Automation.id).where(db.Automation.name.startswith(PREFIX, autoescape=True))
     bucket = db.AutomationBucket
-    put_off = (
-        sqlalchemy.update(bucket)
-        .where(bucket.automation_id.in_(ours), bucket.end < due, bucket.count < 1)
-        .values(end=due)
-    )
+    up = now("UTC") + timedelta(seconds=STARTING_SECONDS + HEARTBEAT_SECONDS)
+    ours = sqlalchemy.select(db.Automation).where(db.Automation.name.startswith(PREFIX, autoescape=True))
+    num_runs = 0
     try:
         async with db.session_context(begin_transaction=True) as session:
-            result = await session.execute(put_off)
-            return result.rowcount  # pyright: ignore[reportAttributeAccessIssue] - an update has it
+            for automation in (await session.scalars(ours)).all():
+                if not isinstance(automation.trigger, EventTrigger):
+                    continue
+                due = up + automation.trigger.within
+                put_off = (
+                    sqlalchemy.update(bucket)
+                    .where(bucket.automation_id == automation.id, bucket.end < due, bucket.count < 1)
+                    .values(end=due)
+                )
+                num_runs += (await session.execute(put_off)).rowcount  # pyright: ignore[reportAttributeAccessIssue] - an update has it
     except DBAPIError:
         return 0
+    return num_runs

@@ -18,7 +18,7 @@ POLL_SECONDS = 1.0
 OUTAGE_SECONDS = 600.0
 """So long may the server be away while a child works; its result lies in the store."""
 WAITING_SECONDS = 60.0
-"""How often the log says that no worker has taken the child yet."""
+"""How often the log says that the child has not begun."""
 
 
 def follow(child: FlowRun) -> State[Any]:
@@ -42,9 +42,10 @@ def _wait_for(child: FlowRun) -> State[Any]:
             seen = seen if state is None else now
             if now - seen > OUTAGE_SECONDS:
                 raise OrchestratorError(f"Prefect has not answered for {OUTAGE_SECONDS:.0f} s: start it")
-            if state is not None and state.is_scheduled() and now - said > WAITING_SECONDS:
+            if state is not None and (state.is_scheduled() or state.is_pending()) and now - said > WAITING_SECONDS:
                 said = now
-                get_run_logger().warning("%s waits for a worker: %s", child.name, state.name)
+                why = "waits for a worker" if state.is_scheduled() else "was taken by a worker and has not begun"
+                get_run_logger().warning("%s %s: %s", child.name, why, state.name)
     return state
 
 

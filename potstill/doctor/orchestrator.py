@@ -17,7 +17,12 @@ from potstill.prefect_api import AUTH_VARIABLE, URL_VARIABLE, PrefectApi, prefec
 HEALTH_SECONDS = 4.0
 NOTABLE_SKEW_SECONDS, HARMFUL_SKEW_SECONDS = 5.0, 60.0
 """Leases and heartbeats are compared across machines in tens of seconds; a webhook's signature lives five minutes."""
-HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
+SIGNS = {
+    "prefect.flow-run.heartbeat": "without a heartbeat",
+    "prefect.flow-run.Pending": "that a worker took and never began",
+    "prefect.flow-run.Cancelling": "that were dead when cancelled",
+}
+"""After which of its events a run that says nothing more is dead."""
 UP = "make up"
 OF_A_RECIPE = ("distill-student", "redistill")
 """Flows of which each recipe has a deployment; the second is that of nights, and what the webhook starts."""
@@ -94,16 +99,16 @@ def check_pools(api: PrefectApi, needed: Sequence[str]) -> Iterator[Finding]:
 
 
 def check_automation(api: PrefectApi) -> Finding:
-    """A run whose process and worker died together would stay Running for ever, and hold its slot."""
-    listening = [found for found in api.find("automations") if _waits_for_heartbeats(found.get("trigger") or {})]
-    enabled = [found["name"] for found in listening if found.get("enabled")]
-    if enabled:
-        return ok("automation", f"{enabled[0]!r} ends runs without a heartbeat")
-    if listening:
-        return fail(
-            "automation", f"{listening[0]['name']!r} is disabled", "enable it under Automations in Prefect's UI"
-        )
-    return fail("automation", "none ends runs without a heartbeat", f"{UP}, or python -m deployments.automations")
+    """A run whose process and worker died together would go on for ever, and hold its slot."""
+    automations = api.find("automations")
+    for event, runs in SIGNS.items():
+        listening = [found for found in automations if _waits_after(event, found.get("trigger") or {})]
+        if not listening:
+            return fail("automation", f"none ends runs {runs}", f"{UP}, or python -m deployments.automations")
+        if not any(found.get("enabled") for found in listening):
+            said = f"{listening[0]['name']!r} is disabled"
+            return fail("automation", said, "enable it under Automations in Prefect's UI")
+    return ok("automation", f"runs are ended {', '.join(SIGNS.values())}")
 
 
 def check_deployments(api: PrefectApi, wanted: Wanted) -> Iterator[Finding]:
@@ -201,11 +206,11 @@ def _age(workers: list[dict[str, Any]]) -> str:
     return f"{(datetime.now(UTC) - max(times)).total_seconds():.0f} s ago" if times else "unknown"
 
 
-def _waits_for_heartbeats(trigger: dict[str, Any]) -> bool:
+def _waits_after(event: str, trigger: dict[str, Any]) -> bool:
     events = {*(trigger.get("after") or ()), *(trigger.get("expect") or ())}
     inner = [part for part in trigger.get("triggers") or () if isinstance(part, dict)]
     is_proactive = trigger.get("posture") == "Proactive"
-    return (is_proactive and HEARTBEAT_EVENT in events) or any(map(_waits_for_heartbeats, inner))
+    return (is_proactive and event in events) or any(_waits_after(event, part) for part in inner)
 
 
 def _deployments(api: PrefectApi, names: Sequence[str]) -> dict[str, dict[str, Any]]:

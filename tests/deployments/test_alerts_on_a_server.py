@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from deployments.automations import CONTAINER_SECONDS, automations
 from deployments.docker.polls import require_poll
 from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
@@ -144,7 +145,8 @@ def test_what_the_file_no_longer_names_is_removed_and_what_is_not_ours_stays(ale
     said = Counter(line.split()[0] for line in _apply(alerted).stdout.splitlines())
     assert said == {"updated": 1, "unchanged": 1, "removed": 19 + 2}, "the test message names the alerts"
     left = {automation["name"] for automation in server.find("automations")}
-    assert left == {"potstill: zombie runs", "potstill alert: webhook: failed", "potstill alert: webhook: test"}
+    others = {automation.name for automation in automations()}
+    assert left == {*others, "potstill alert: webhook: failed", "potstill alert: webhook: test"}
 
 
 def test_a_test_message_that_the_server_cannot_send_is_an_error_that_says_so(alerted: Alerted) -> None:
@@ -156,8 +158,17 @@ def test_a_test_message_that_the_server_cannot_send_is_an_error_that_says_so(ale
     assert "sekret" not in failed.stderr + (alerted.file.parent / "server.log").read_text()
 
 
-def test_after_an_outage_a_run_gets_time_for_its_next_heartbeat(alerted: Alerted) -> None:
+def test_after_an_outage_a_run_that_goes_on_or_starts_gets_time_for_its_next_sign_of_life(alerted: Alerted) -> None:
     server = alerted.server
+    server.call("-m", "deployments.automations")
+    give_time = ("-m", "deployments.automations", "--before-server")
+    late, waiting, starting = (_create(server, "redistill", "other") for _ in range(3))
+    for run, name in ((late, "Late"), (waiting, "AwaitingConcurrencySlot")):
+        server.post(f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": name}, "force": True})
+    assert server.call(*give_time).stdout.startswith("0 runs have time")
+    for name in ("Pending", "Submitting"):
+        server.post(f"/flow_runs/{starting}/set_state", {"state": {"type": "PENDING", "name": name}})
+    wait_for(lambda: server.call(*give_time).stdout.startswith("1 runs have time"), 20)
     run = _end(server, "redistill", "other", {"type": "RUNNING", "name": "Running"})
     related = [
         {
@@ -171,8 +182,16 @@ def test_after_an_outage_a_run_gets_time_for_its_next_heartbeat(alerted: Alerted
     server.post(
         "/events", [event | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "related": related}]
     )
-    give_time = ("-m", "deployments.automations", "--before-server")
-    wait_for(lambda: server.call(*give_time).stdout.startswith("1 runs have time"), 20)
+    wait_for(lambda: server.call(*give_time).stdout.startswith("2 runs have time"), 20)
+
+
+def test_where_a_pool_makes_containers_a_run_has_time_for_its_image(alerted: Alerted) -> None:
+    server = alerted.server
+    server.call("-m", "deployments.automations")
+    server.post("/work_pools/", {"name": "in-containers", "type": "kubernetes"})
+    assert "updated    potstill: runs that never began\n" in server.call("-m", "deployments.automations").stdout
+    [automation] = [each for each in server.find("automations") if each["name"] == "potstill: runs that never began"]
+    assert automation["trigger"]["within"] == CONTAINER_SECONDS
 
 
 def test_a_wrong_auth_string_is_an_error_that_names_its_variable(alerted: Alerted) -> None:
@@ -203,9 +222,14 @@ def _of_hook(message: Received) -> tuple[str, str]:
 
 def _end(server: RunningServer, flow: str, deployment: str, state: dict[str, Any]) -> str:
     """A run of a deployment that ends in a state; what runs it does not matter to the server."""
+    run = _create(server, flow, deployment)
+    for each in ({"type": "RUNNING"}, state):
+        server.post(f"/flow_runs/{run}/set_state", {"state": each, "force": True})
+    return run
+
+
+def _create(server: RunningServer, flow: str, deployment: str) -> str:
     flow_id = server.post("/flows/", {"name": flow})["id"]
     made = server.post("/deployments/", {"name": deployment, "flow_id": flow_id, "enforce_parameter_schema": False})
-    run = server.post(f"/deployments/{made['id']}/create_flow_run", {"parameters": {"recipe": {"name": deployment}}})
-    for each in ({"type": "RUNNING"}, state):
-        server.post(f"/flow_runs/{run['id']}/set_state", {"state": each, "force": True})
-    return run["id"]
+    parameters = {"recipe": {"name": deployment}}
+    return server.post(f"/deployments/{made['id']}/create_flow_run", {"parameters": parameters})["id"]

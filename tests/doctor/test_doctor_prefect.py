@@ -23,6 +23,16 @@ ZOMBIES = {
         "expect": ["prefect.flow-run.*"],
     },
 }
+UNBEGUN = {
+    "name": "potstill: runs that never began",
+    "enabled": True,
+    "trigger": ZOMBIES["trigger"] | {"after": ["prefect.flow-run.Pending"]},
+}
+CANCELLED = {
+    "name": "potstill: runs that were dead when cancelled",
+    "enabled": True,
+    "trigger": ZOMBIES["trigger"] | {"after": ["prefect.flow-run.Cancelling"]},
+}
 NOW = datetime.now(UTC)
 WORKER = {"name": "w", "status": "ONLINE", "last_heartbeat_time": (NOW - timedelta(seconds=3)).isoformat()}
 POOLS = [
@@ -57,7 +67,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingServer]:
             "/api/work_pools/filter": Answer(200, POOLS),
             "/api/work_pools/cpu/workers/filter": Answer(200, [WORKER]),
             "/api/work_pools/gpu/workers/filter": Answer(200, [WORKER]),
-            "/api/automations/filter": Answer(200, [ZOMBIES]),
+            "/api/automations/filter": Answer(200, [ZOMBIES, UNBEGUN, CANCELLED]),
             "/api/flows/filter": Answer(200, FLOWS),
             "/api/deployments/filter": Answer(200, DEPLOYMENTS),
             "/api/block_types/slug/secret/block_documents/name/teacher-key": Answer(200, {"name": "teacher-key"}),
@@ -144,6 +154,10 @@ def test_another_version_is_told_with_both(server: RecordingServer) -> None:
         ("work_pools/gpu/workers", [WORKER | {"status": "OFFLINE"}], "workers gpu", "fail", "none online"),
         ("automations", [], "automation", "fail", "none ends runs"),
         ("automations", [ZOMBIES | {"enabled": False}], "automation", "fail", "disabled"),
+        ("automations", [ZOMBIES], "automation", "fail", "none ends runs that a worker took and never began"),
+        ("automations", [ZOMBIES, UNBEGUN], "automation", "fail", "none ends runs that were dead when cancelled"),
+        ("automations", [UNBEGUN], "automation", "fail", "none ends runs without a heartbeat"),
+        ("automations", [ZOMBIES, UNBEGUN | {"enabled": False}], "automation", "fail", "never began' is disabled"),
         ("automations", [ZOMBIES | {"trigger": {"posture": "Reactive"}}], "automation", "fail", "none ends runs"),
         ("automations", [{"name": "alerts", "enabled": True, "trigger": None}], "automation", "fail", "none ends"),
     ],

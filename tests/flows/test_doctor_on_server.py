@@ -13,6 +13,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
+from deployments.automations import PREFIX, automations, put
 from deployments.box.setup import turn_on
 from potstill.doctor.finding import Finding, examine
 from potstill.doctor.orchestrator import Wanted, check_server, checks_of
@@ -22,19 +23,6 @@ pytestmark = pytest.mark.flow
 
 ROOT = Path(__file__).parents[2]
 WANTED = Wanted(("demo",), is_given=True, uses_gpu_pool=True, block="no-such-block")
-ZOMBIES = {
-    "name": "dead runs",
-    "trigger": {
-        "type": "event",
-        "posture": "Proactive",
-        "after": ["prefect.flow-run.heartbeat"],
-        "expect": ["prefect.flow-run.*"],
-        "for_each": ["prefect.resource.id"],
-        "within": 90,
-        "threshold": 1,
-    },
-    "actions": [{"type": "change-flow-run-state", "state": "CRASHED"}],
-}
 
 
 @pytest.fixture
@@ -83,12 +71,13 @@ def test_what_is_missing_fails_and_is_well_once_it_is_there(api: PrefectApi) -> 
                 client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=1))
     for name in ("cpu", "gpu"):
         api.post(f"/work_pools/{name}/workers/heartbeat", {"name": f"w-{name}", "heartbeat_interval_seconds": 30})
-    api.post("/automations/", ZOMBIES)
+    with get_client(sync_client=True) as client:
+        put(automations(), PREFIX, client)
     with all_of_prefect_yaml(api):
         after = look()
         assert {name for name, found in after.items() if found.status != "ok"} == {"prefect auth", "block"}
         assert after["workers gpu"].said.startswith("1 online, the last heartbeat")
-        assert after["automation"].said.endswith("ends runs without a heartbeat")
+        assert after["automation"].said.startswith("runs are ended without a heartbeat, that a worker took")
         by_hand, by_night, *on_gpu = look_at_deployments()
         assert by_hand == ("ok", "distill-student/demo on pool cpu, no schedule")
         assert by_night == ("ok", "redistill/demo on pool cpu, 0 of 1 schedules on")

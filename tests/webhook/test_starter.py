@@ -308,6 +308,21 @@ class TestStarting:
         assert len(prefect.runs) == 4
         assert caplog.text == ""
 
+    def test_a_run_that_died_before_it_began_holds_nobody_once_it_is_crashed(self, inbox, prefect, monkeypatch) -> None:
+        monkeypatch.setattr(starter, "AGAIN_SECONDS", 0.0)
+        watching = watch(inbox, prefect, EAGER)
+        land(inbox, 1)
+        watching.look()
+        [first] = prefect.runs.values()
+        first["state_type"] = "PENDING"
+        land(inbox, 2)
+        watching.look()
+        assert len(prefect.runs) == 1, "a worker has it"
+        first["state_type"] = "CRASHED"
+        watching.look()
+        assert len(prefect.runs) == 2
+        assert last_start(inbox).run_id == list(prefect.runs.values())[1]["id"]
+
     def test_a_run_that_somebody_deleted_holds_nobody(self, inbox, prefect) -> None:
         watching = watch(inbox, prefect, EAGER)
         land(inbox, 1)

@@ -1,0 +1,47 @@
+"""A run follows its child on a real Prefect server, and says what holds it up."""
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.states import Crashed, Late, Pending
+
+from tasks import child_runs
+from tests.prefect_server import wait_for
+
+pytestmark = pytest.mark.flow
+
+
+@flow
+def child() -> None: ...
+
+
+@flow
+def parent(run_id: UUID) -> str | None:
+    with get_client(sync_client=True) as client:
+        return child_runs.follow(client.read_flow_run(run_id)).name
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (Late(), "waits for a worker: Late"),
+        (Pending(name="Submitting"), "was taken by a worker and has not begun: Submitting"),
+    ],
+)
+def test_a_child_that_does_not_begin_is_said_and_followed_to_its_end(
+    state: State[None], said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(child_runs, "WAITING_SECONDS", 0.0)
+    monkeypatch.setattr(child_runs, "POLL_SECONDS", 0.05)
+    with get_client(sync_client=True) as client, ThreadPoolExecutor() as beside:
+        run = client.create_flow_run(child, state=state)
+        following = beside.submit(parent, run.id)
+        try:
+            wait_for(lambda: f"{run.name} {said}" in caplog.text, 30)
+        finally:
+            client.set_flow_run_state(run.id, Crashed(), force=True)
+        assert following.result(60) == "Crashed"
