@@ -193,7 +193,7 @@ def write_parquet(path: Path, rows: Iterable[R], model: type[R], *, batch_rows: 
     pa, pq = _arrow()
     numbers = {int: pa.int64(), float: pa.float64()}
     fields = {name: info.annotation for name, info in model.model_fields.items()}
-    schema = pa.schema([(name, numbers.get(kind, pa.string())) for name, kind in fields.items()])  # type: ignore[arg-type]
+    schema = pa.schema([(name, numbers.get(kind, pa.string())) for name, kind in fields.items()])
     as_json = _json_columns(model)
     count = 0
     iterator = iter(rows)
