@@ -54,7 +54,8 @@ def test_a_killed_run_keeps_its_answers_and_the_next_gives_only_the_others(
     def kill(step: GenerationStep) -> None:
         if step.done >= 5 and not killed:
             children = psutil.Process().children()
-            [child] = [process for process in children if "potstill.evaluation.run" in process.cmdline()]
+            living = [process for process in children if process.status() != psutil.STATUS_ZOMBIE]
+            [child] = [process for process in living if "potstill.evaluation.run" in process.cmdline()]
             killed.append(child.pid)
             child.kill()
 

@@ -350,4 +350,4 @@ def test_the_examples_of_the_docs_send(sender, monkeypatch, capsys) -> None:
         check=True,
     )
     assert json.loads(sent.stdout) == {"accepted": 1, "rejected": 0, "errors": []}
-    assert landed(sender.home) == ["Where is my parcel?"] * 2
+    assert landed(sender.home) == ["def area(r): return 3.14 * r * r"] * 2
