@@ -41,27 +41,32 @@ class Paced(NamedTuple):
 
 @pytest.fixture(scope="module")
 def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Paced]]:
-    """Each limit, told and untold, in runs at the same time: none of them needs a tenth of a core."""
+    """Each limit, told and untold; the three of one way at the same time: none of them needs a tenth of a core."""
     root = tmp_path_factory.mktemp("pace")
     prompts = root / "prompts.jsonl"
     write_short_prompts(prompts)
-    with ExitStack() as stack:
-        runs: dict[tuple[str, str], tuple[RunningTeacher, Teaching, Started]] = {}
-        for name, limits in LIMITS.items():
-            for way in WAYS:
-                provider, told = way.split(", ")
-                flags = {**limits, "latency_ms": 200, "burst_seconds": BURST_SECONDS, "answer_tokens": ANSWER_TOKENS}
-                teacher = stack.enter_context(running(**flags, headers=told == "told"))
-                given = ("--provider", provider, "--base-url", teacher.url, "--model", "fake-1")
-                more = ("--max-tokens", 128, "--concurrency", 64, "--no-redact")
-                teaching = Teaching(prompts, (*given, *more), root / f"{name}-{way}")
-                runs[name, way] = (teacher, teaching, teaching.start())
-        found = {key: finish(*run) for key, run in runs.items()}
-        yield found
+    found: dict[tuple[str, str], Paced] = {}
+    for way in WAYS:
+        found |= run_side_by_side(way, prompts, root)
+    yield found
     print("\n| limit | headers | used | refused | of | seconds |\n|---|---|--:|--:|--:|--:|")
     for (name, way), run in found.items():
         used = ", ".join(f"{share:.3f} of the {limit}" for limit, share in run.used.items())
         print(f"| {name} | {way} | {used} | {run.refused} | {run.requests} | {run.seconds:.0f} |")
+
+
+def run_side_by_side(way: str, prompts: Path, root: Path) -> dict[tuple[str, str], Paced]:
+    provider, told = way.split(", ")
+    with ExitStack() as stack:
+        runs: dict[tuple[str, str], tuple[RunningTeacher, Teaching, Started]] = {}
+        for name, limits in LIMITS.items():
+            flags = {**limits, "latency_ms": 200, "burst_seconds": BURST_SECONDS, "answer_tokens": ANSWER_TOKENS}
+            teacher = stack.enter_context(running(**flags, headers=told == "told"))
+            given = ("--provider", provider, "--base-url", teacher.url, "--model", "fake-1")
+            more = ("--max-tokens", 128, "--concurrency", 64, "--no-redact")
+            teaching = Teaching(prompts, (*given, *more), root / f"{name}-{way}")
+            runs[name, way] = (teacher, teaching, teaching.start())
+        return {key: finish(*run) for key, run in runs.items()}
 
 
 def write_short_prompts(path: Path) -> None:
