@@ -24,7 +24,7 @@ from potstill.run_record import find_record
 from potstill.training.launch import read_curve
 
 RUN_SECONDS = 600
-ORPHAN_SECONDS = 60
+ORPHAN_SECONDS = 15
 
 
 class Outcome(NamedTuple):

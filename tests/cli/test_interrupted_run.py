@@ -39,7 +39,8 @@ def test_an_interrupt_stops_the_spending_and_a_kill_the_training_and_the_same_co
     first = line.start()
     wait_until(lambda: line.requests() >= 60)
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to all that runs in it
-    assert first.wait(STAGE_SECONDS) == 130
+    interrupted = time.monotonic()
+    assert first.wait(30) == 130
     said = (line.root / "log").read_text()
     assert "interrupted: run the same again to go on" in said
     assert "Traceback" not in said
@@ -49,6 +50,7 @@ def test_an_interrupt_stops_the_spending_and_a_kill_the_training_and_the_same_co
     states = [states[-1] for states in line.attempts().values()]
     assert set(states) <= {"answered", "unknown"}
     line.wait_for_the_end()
+    assert time.monotonic() - interrupted < 20
 
     second = line.start()
     wait_until(lambda: any(read_points(path) for path in line.home.glob("runs/train/*/progress.jsonl")))
@@ -65,7 +67,7 @@ def test_a_supervisor_that_stops_the_whole_group_stops_the_spending_though_the_s
     run = line.start()
     wait_until(lambda: line.requests() >= 60)
     os.killpg(run.pid, signal.SIGTERM)
-    assert run.wait(STAGE_SECONDS) == 130
+    assert run.wait(40) == 130
     assert line.requests() < PROMPTS
     said = (line.root / "log").read_text()
     assert "Prefect's temporary server ended before the run. interrupted: run the same again to go on" in said
