@@ -10,7 +10,7 @@ import pytest
 
 from potstill.doctor import orchestrator
 from potstill.doctor.finding import Finding, examine
-from potstill.doctor.orchestrator import Wanted, check_server, checks_of, skew
+from potstill.doctor.orchestrator import Wanted, check_server, checks_of, clock_finding, skew
 from tests.recording_server import Answer, RecordingServer
 
 ZOMBIES = {
@@ -222,14 +222,24 @@ def test_a_server_that_breaks_in_the_middle_is_a_line_for_each_question(server: 
 
 
 @pytest.mark.parametrize(
-    ("seconds", "status", "said"),
-    [(0, "ok", "agrees"), (-20, "warn", "20 s ahead"), (20, "warn", "20 s behind"), (-600, "fail", "600 s ahead")],
+    ("behind", "status", "said"),
+    [(0, "ok", "agrees"), (20, "warn", "20 s ahead"), (-20, "warn", "20 s behind"), (600, "fail", "600 s ahead")],
 )
-def test_a_clock_that_is_off_is_told_by_how_much(server: RecordingServer, seconds: int, status: str, said: str) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+def test_a_clock_that_is_off_is_told_by_how_much(behind: int, status: str, said: str) -> None:
+    now = datetime(2026, 11, 30, 3, 0, 0, 500_000, tzinfo=UTC)
+    date = format_datetime(now - timedelta(seconds=behind), usegmt=True)
+    found = clock_finding("Prefect", date, now.timestamp())
+    assert (found.status, said in found.said) == (status, True)
+
+
+@pytest.mark.parametrize(("behind", "status", "whose"), [(600, "fail", "ahead of"), (-600, "fail", "behind")])
+def test_the_clock_of_the_server_is_read_from_what_it_answers(
+    server: RecordingServer, behind: int, status: str, whose: str
+) -> None:
+    date = format_datetime(datetime.now(UTC) - timedelta(seconds=behind), usegmt=True)
     server.answers["/api/health"] = Answer(200, True, headers={"date": date})
     found = look()["clock"]
-    assert (found.status, said in found.said) == (status, True)
+    assert (found.status, whose in found.said) == (status, True)
 
 
 def test_a_server_without_a_date_leaves_the_clocks_to_the_user() -> None:
