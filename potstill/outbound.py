@@ -6,6 +6,7 @@ outside too. Messages do not repeat what they refuse.
 
 import re
 from base64 import b64decode
+from urllib.parse import urlsplit
 
 SECRET_HEADER = re.compile(
     r"auth(?!or(?!i))|token(?!s)|(?<!x-port)key|secret|passw|passphrase|credential|cookie|bearer|jwt", re.IGNORECASE
@@ -33,9 +34,15 @@ FRAMING_HEADERS = frozenset(
     | {"transfer-encoding", "upgrade", "metadata", "metadata-flavor", "x-aws-ec2-metadata-token-ttl-seconds"}
 )
 """They say where a request ends, to whom it goes, or open the metadata service of a cloud: none is a recipe's to set."""
+AZURE = ".azure.com"
+"""Azure's hosts end so. They take a key in a header of its own, and their batches are another protocol."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BENT = re.compile(r"[^!-~]|\\")
 """Blanks, line ends, backslashes, letters beyond ASCII: programs disagree on which host an address with them names."""
+
+
+def is_azure(base_url: str) -> bool:
+    return (urlsplit(base_url).hostname or "").endswith(AZURE)
 
 
 def check_address(base_url: str) -> None:

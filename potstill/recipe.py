@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from potstill.answer_schema import check_schema
 from potstill.fingerprint import fingerprint
 from potstill.kinds import Choice
-from potstill.outbound import check_address, check_headers
+from potstill.outbound import check_address, check_headers, is_azure
 from potstill.recipe_form import AS_JSON_TEXT, AsNumber, arrange, normalise_usd, read_json
 from potstill.records import TaskKind
 
@@ -140,7 +140,7 @@ class Teacher(Part):
     def _has_address(self) -> Self:
         if self.provider == "openai_compatible" and not self.base_url:
             raise ValueError("an openai_compatible teacher needs base_url, such as http://127.0.0.1:8000/v1")
-        if self.mode == "batch" and self.api_version is not None:
+        if self.mode == "batch" and (self.api_version is not None or is_azure(self.base_url or "")):
             raise ValueError("Azure's batches are another protocol, which is not spoken here: set mode to online")
         return self
 

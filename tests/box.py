@@ -69,6 +69,13 @@ class ClonedBox:
             timeout=400,
         )
 
+    def change(self, name: str, old: str, new: str) -> None:
+        """Edit a file of the clone, as a user does before `make up`."""
+        path = self.checkout / name
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+
     def deploy_also(self, name: str, entrypoint: str, pool: str, **fields: Any) -> None:
         """One more entry of the clone's prefect.yaml."""
         path = self.checkout / "prefect.yaml"

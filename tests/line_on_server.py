@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -29,11 +31,19 @@ class Line(NamedTuple):
     def home(self) -> Path:
         return self.place / "potstill"
 
-    def start_worker(self, pool: str) -> None:
-        """A worker of a pool, ended with the line; a dead one of that pool is replaced."""
+    def start_worker(self, pool: str, **settings: str) -> None:
+        """A worker of a pool, ended with the line; a dead one of that pool is replaced. It may have settings of its own."""
         command = (*PREFECT, "worker", "start", "--pool", pool, "--name", f"{pool}-{time.monotonic_ns()}")
         log = self.place / f"worker-{pool}.log"
-        self.workers[pool] = self.stack.enter_context(running(command, self.server.env, log))
+        self.workers[pool] = self.stack.enter_context(running(command, self.server.env | settings, log))
+
+    def restart_server(self, away_seconds: float) -> None:
+        """Kill it, and start it again as `make up` does, which first gives those runs time that could not be heard."""
+        os.kill(self.server.pid, signal.SIGKILL)
+        time.sleep(away_seconds)
+        self.server.call("-m", "deployments.automations", "--before-server")
+        port = str(urlsplit(self.server.url).port)
+        self.stack.enter_context(prefect_server(self.place, port=port, **self.server.env))
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.server.get(f"/deployments/name/{name}")
@@ -44,9 +54,9 @@ class Line(NamedTuple):
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}} | what
         return self.server.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)
 
-    def run(self, name: str, recipe: dict[str, Any] | None = None, **what: Any) -> dict[str, Any]:
+    def run(self, name: str, recipe: dict[str, Any] | None = None, *, seconds: float = RUN_SECONDS) -> dict[str, Any]:
         """The state in which a run ends."""
-        return self.wait_for_end(self.start(name, recipe, **what))
+        return self.wait_for_end(self.start(name, recipe), seconds)
 
     def wait_for_end(self, run: dict[str, Any], seconds: float = RUN_SECONDS) -> dict[str, Any]:
         return self.wait_for_state(run, lambda state: state["type"] not in GOING_ON, seconds)

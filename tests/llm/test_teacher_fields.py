@@ -153,6 +153,12 @@ def test_a_flag_with_a_user_in_the_address_is_not_repeated() -> None:
     assert "pw-5" not in str(caught.value)
 
 
-def test_azures_batches_are_refused_before_anything_is_asked() -> None:
+@pytest.mark.parametrize(
+    ("url", "fields"),
+    [(URL, {"api_version": "2024-10-21"}), ("https://mine.openai.azure.com/openai/v1", {})],
+    ids=["by its api-version", "by its host"],
+)
+def test_azures_batches_are_refused_before_anything_is_asked(url: str, fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="set mode to online"):
-        make_teacher(URL, mode="batch", api_version="2024-10-21")
+        make_teacher(url, mode="batch", **fields)
+    assert make_teacher(url, mode="online", **fields).mode == "online"

@@ -6,16 +6,14 @@ Gemini and xAI as vercel/ai#12425 and UKGovernmentBEIS/inspect_ai#5528 quote the
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from potstill.llm.messages import ChatRequest, Reply
 from potstill.llm.providers.base import Failure, Limit, LimitName
 from potstill.llm.providers.errors import read_error
 from potstill.llm.providers.headers import make_limit, read_duration
+from potstill.outbound import is_azure
 from potstill.records import Usage
 
-AZURE = ".azure.com"
-"""Azure's hosts end so; they take a key in a header of its own."""
 OPTIONAL = ("tools", "tool_choice", "response_format", "temperature", "top_p", "stop", "seed", "reasoning_effort")
 """Fields that have the same name here and there, and are sent only where they are set."""
 LIMITS: tuple[LimitName, ...] = ("requests", "tokens")
@@ -33,8 +31,7 @@ class OpenAICompatible:
     def headers(self, key: str | None, base_url: str = "") -> dict[str, str]:
         if not key:
             return {}
-        is_azure = (urlsplit(base_url).hostname or "").endswith(AZURE)
-        return {"api-key": key} if is_azure else {"authorization": f"Bearer {key}"}
+        return {"api-key": key} if is_azure(base_url) else {"authorization": f"Bearer {key}"}
 
     def body(self, request: ChatRequest, *, cache_prefix: bool = False) -> dict[str, Any]:  # noqa: ARG002 - servers of this kind cache by themselves
         return {

@@ -46,11 +46,15 @@ class Scene(NamedTuple):
         run = self.line.start(BY_HAND, recipe)
         self.line.wait_for_state(run, lambda _: bool(self.line.children(run)))
         [child, *_] = self.line.children(run)
-        flow = self.line.process_of(child)
+        self.line.process_of(child)
         seen = self.points()
         seconds_until(lambda: self.points() > seen)
-        trainers = [one for one in flow.children(recursive=True) if "potstill.training.run" in " ".join(one.cmdline())]
-        return run, child, trainers[-1]
+        return run, child, self.trainer_of(child)
+
+    def trainer_of(self, run: dict[str, Any]) -> psutil.Process:
+        """The process that trains for a run just now."""
+        started = self.line.process_of(run).children(recursive=True)
+        return [one for one in started if "potstill.training.run" in " ".join(one.cmdline())][-1]
 
     def await_checkpoint(self) -> None:
         """Until a training has saved one more that can be gone on from."""
@@ -75,7 +79,7 @@ def stage(
     """`stage(**settings)` starts all of it, with more settings for the server and its workers; a teacher may be slow."""
 
     @contextmanager
-    def start(latency_ms: float = 1, **settings: str) -> Iterator[Scene]:
+    def start(latency_ms: float = 1, workers: tuple[str, ...] = ("cpu", "gpu"), **settings: str) -> Iterator[Scene]:
         place = tmp_path_factory.mktemp("line")
         tickets = write_tickets(place / "log", PROMPTS)
         log = tickets.log.read_bytes().splitlines(keepends=True)
@@ -83,7 +87,7 @@ def stage(
         roots = f"{place}:{tiny_base}"
         with (
             replay_teacher(tickets.answers, latency_ms) as teacher,
-            running_line(place, POTSTILL_DATA_ROOTS=roots, **settings) as line,
+            running_line(place, workers=workers, POTSTILL_DATA_ROOTS=roots, **settings) as line,
         ):
 
             def recipe(name: str, **sections: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs of the real flow by a real worker that end in each way: each is told once, with its recipe. `budget` is tested with the other five in tests/deployments."""
+"""Runs of the real flow by a real worker that end in each way, and one that reaches its budget: each is told once, with its recipe."""
 
 import json
 import os
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.drill
 
 FILE = "notify: [{to: webhook, url_env: HOOK_URL}]"
 RUN_SECONDS = 180
+BUDGET_USD = "0.002"
+"""For some of 400 prompts."""
 
 
 def test_each_way_in_which_a_run_ends_is_told_once_with_its_recipe(
@@ -50,6 +52,9 @@ def test_each_way_in_which_a_run_ends_is_told_once_with_its_recipe(
                 "undecided": _end(server, tiny_recipe(few.log, teacher) | {"name": "few"}),
                 "rejected": _end(server, untrained | {"name": "untrained"}),
                 "released": _end(server, tiny_recipe(tickets.log, teacher)),
+                "stopped at its budget": _end(
+                    server, _poor(tiny_recipe(tickets.log, teacher, teacher={"max_tokens": 17}))
+                ),
             }
             with FakeTeacher(latency=0.5, answer=lambda _: "billing") as slow:
                 run = _start(server, tiny_recipe(unasked.log, slow.url) | {"name": "killed"})
@@ -57,13 +62,14 @@ def test_each_way_in_which_a_run_ends_is_told_once_with_its_recipe(
                 os.kill(_process_of(run), signal.SIGKILL)
                 ends["crashed"] = _wait_for_end(server, run)
         print(f"\n{json.dumps(ends)}")
-        wait_for(lambda: len(got.webhook) >= 5, 30)
-        told = [(message.body["subject"], _alert(message.body["body"])) for message in got.webhook]
+        wait_for(lambda: len(got.webhook) >= 7, 30)
+        told = [(_without_share(message.body["subject"]), _alert(message.body["body"])) for message in got.webhook]
     assert ends == {
         "failed": "Failed",
         "undecided": "GateUndecided",
         "rejected": "GateRejected",
         "released": "Completed",
+        "stopped at its budget": "Failed",
         "crashed": "Crashed",
     }
     assert Counter(told) == {
@@ -71,6 +77,8 @@ def test_each_way_in_which_a_run_ends_is_told_once_with_its_recipe(
         ("Potstill: few undecided", "undecided"): 1,
         ("Potstill: untrained rejected", "rejected"): 1,
         ("Potstill: tickets released", "released"): 1,
+        ("Potstill: poor has used 80 % or more of its budget", "budget"): 1,
+        ("Potstill: poor failed", "failed"): 1,
         ("Potstill: killed crashed", "crashed"): 1,
     }
 
@@ -100,6 +108,16 @@ def _process_of(run: str) -> int:
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
     pytest.fail(f"no process of run {run}")
+
+
+def _poor(recipe: dict[str, Any]) -> dict[str, Any]:
+    return recipe | {"name": "poor", "budget": {"run_usd": BUDGET_USD}}
+
+
+def _without_share(subject: str) -> str:
+    """It tells the share of the budget at the moment of looking."""
+    found = re.search(r"used (\d+)%", subject)
+    return subject if found is None or int(found[1]) < 80 else subject.replace(found[0], "used 80 % or more")
 
 
 def _alert(body: str) -> str:

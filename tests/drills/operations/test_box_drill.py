@@ -18,6 +18,7 @@ import pytest
 
 from deployments.box.leftovers import FLOW_RUN, marked
 from potstill.cli import COMMANDS
+from potstill.promotions import read_aliases
 from tests.box import ROOT, ClonedBox, cloned_box, eventually, is_alive, memory_mib
 from tests.postgres import PostgresServer
 
@@ -27,6 +28,8 @@ DEPLOYMENT = "redistill/demo"
 """What the schedule starts."""
 TIMEZONE = "Europe/London"
 DEMO_SECONDS = 2400
+UP_SECONDS = 180
+"""In these a box is up, on a busy machine too."""
 SLEEPY = "tests/deployments/sleepy.py:sleepy"
 SECRET = "whsec_" + "A" * 32
 
@@ -109,13 +112,20 @@ def test_the_gateway_has_come_up_by_itself_and_the_report_is_shown(box: ClonedBo
     assert httpx.get(url, auth=(user, password)).text == report.read_text()
 
 
-def test_the_schedule_starts_the_demo(
-    box: ClonedBox, replay_teacher: Callable[..., AbstractContextManager[str]]
+def test_the_schedule_of_prefect_yaml_that_the_box_turns_on_starts_the_demo(
+    tmp_path: Path, replay_teacher: Callable[..., AbstractContextManager[str]]
 ) -> None:
-    with replay_teacher(ROOT / "examples" / "demo" / "answers.jsonl", latency_ms=30) as teacher:
-        recipe = box.deployment(DEPLOYMENT)["parameters"]["recipe"]
-        recipe["teacher"]["base_url"] = teacher
-        await_completed(box, start_by_schedule(box, recipe))
+    with (
+        replay_teacher(ROOT / "examples" / "demo" / "answers.jsonl", latency_ms=30) as teacher,
+        cloned_box(tmp_path, data_roots=["examples"], schedules=[DEPLOYMENT], gateway=None, webhook=None) as box,
+    ):
+        box.change("recipes/demo.yaml", "http://127.0.0.1:8377/v1", teacher)
+        due = datetime.now(UTC) + timedelta(seconds=UP_SECONDS)
+        box.change("prefect.yaml", "0 2 * * *", f"{due.minute} {due.hour} * * *")
+        box.up()
+        run = await_scheduled(box, lambda run: run["auto_scheduled"], "demo")
+        await_completed(box, run)
+        assert read_aliases(box.places.home / "releases" / "demo").champion is not None
 
 
 def start_by_schedule(box: ClonedBox, recipe: dict[str, Any]) -> str:
@@ -125,17 +135,18 @@ def start_by_schedule(box: ClonedBox, recipe: dict[str, Any]) -> str:
     schedule = {"cron": f"{due.minute} {due.hour} * * *", "timezone": TIMEZONE}
     body = [{"schedule": schedule, "active": True, "parameters": {"recipe": recipe}, "slug": recipe["name"]}]
     [made] = box.ask("POST", f"/deployments/{deployment}/schedules", body)
+    return await_scheduled(box, lambda run: (run["created_by"] or {}).get("id") == made["id"], recipe["name"])
+
+
+def await_scheduled(box: ClonedBox, is_it: Callable[[dict[str, Any]], bool], name: str) -> str:
+    """The first such run of the deployment, once it runs."""
+    deployment = box.deployment(DEPLOYMENT)["id"]
     query = {"deployments": {"id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
-
-    def look() -> dict[str, Any] | None:
-        found = box.ask("POST", "/flow_runs/filter", query)
-        return next((run for run in found if (run["created_by"] or {}).get("id") == made["id"]), None)
-
-    run = eventually(look, seconds=120)
+    run = eventually(lambda: next(filter(is_it, box.ask("POST", "/flow_runs/filter", query)), None), seconds=120)
     assert run["auto_scheduled"]
     box.await_run(run["id"], {"RUNNING"}, seconds=400)
     late = (datetime.now(UTC) - datetime.fromisoformat(run["expected_start_time"])).total_seconds()
-    print(f"\n{recipe['name']}: scheduled for {run['expected_start_time']}, runs {late:.0f} s later")
+    print(f"\n{name}: scheduled for {run['expected_start_time']}, runs {late:.0f} s later")
     return run["id"]
 
 

@@ -12,26 +12,22 @@ import httpx
 import pytest
 import yaml
 
+from tests.small_disk import SmallDisk, small_disk
+
 pytestmark = pytest.mark.drill
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=False, capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk", mebibytes=2) as disk:
+        yield disk
 
 
 def test_a_run_on_a_full_disk_says_so_and_goes_on_with_more_room(
-    small_disk: Path,
+    disk: SmallDisk,
     tmp_path: Path,
     write_tickets: Callable[..., Any],
     replay_teacher: Callable[..., Any],
@@ -41,7 +37,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_with_more_room(
     with replay_teacher(tickets.answers) as teacher:
         path = tmp_path / "tickets.yaml"
         path.write_text(yaml.safe_dump(tiny_recipe(tickets.log, teacher)))
-        env = os.environ | {"POTSTILL_HOME": str(small_disk / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
+        env = os.environ | {"POTSTILL_HOME": str(disk.path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")}
         command = [sys.executable, "-m", "potstill.cli", "run", str(path), "--json"]
         full = subprocess.run(command, env=env, cwd=ROOT, check=False, capture_output=True, text=True)
         said = [line for line in full.stderr.splitlines() if "full" in line or "space" in line]
@@ -49,7 +45,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_with_more_room(
         assert full.returncode == 1
         assert [line for line in said if line.startswith("error: ")]
 
-        subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
+        disk.grow(400)
         again = subprocess.run(command, env=env, cwd=ROOT, check=False, capture_output=True, text=True)
         assert again.returncode == 0, again.stderr[-1000:]
         assert json.loads(again.stdout.splitlines()[-1])["verdict"] == "passed"
