@@ -130,12 +130,15 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
     skipped = {name: why for name in benchmark.contenders if (why := benchmark.prepare(name))}
     contenders = [name for name in benchmark.contenders if name not in skipped]
     samples: list[Sample] = []
+    measured: list[dict[str, float]] = []
+    """What the samples hold, before it is rounded for who reads them."""
     with benchmark.open() as take:
         started, others = time.monotonic(), other_cpu_seconds()
         for repeat in range(repeats):
             for contender in contenders:
                 load = round(os.getloadavg()[0], 2)
                 values, evidence = take(contender)
+                measured.append(values)
                 samples.append(
                     Sample(
                         contender=contender,
@@ -150,16 +153,17 @@ def run(benchmark: Benchmark, repeats: int, on_sample: Callable[[Sample], None])
     metrics = list(samples[0].values)
 
     def of(contender: str, metric: str) -> list[float]:
-        return [sample.values[metric] for sample in samples if sample.contender == contender]
+        pairs = zip(samples, measured, strict=True)
+        return [values[metric] for sample, values in pairs if sample.contender == contender]
 
     def judge(bar: Bar) -> Judged:
         if not {bar.of, bar.to or bar.of} <= set(contenders):
             return Judged(**_shown(bar), figure=None, verdict="not measured")
         own = of(bar.of, bar.metric)
         values = own if bar.to is None else [x / y for x, y in zip(own, of(bar.to, bar.metric), strict=True)]
-        figure = _spread(values).median
+        figure = statistics.median(values)
         is_met = figure >= bar.limit if bar.at_least else figure <= bar.limit
-        return Judged(**_shown(bar), figure=figure, verdict="met" if is_met else "missed")
+        return Judged(**_shown(bar), figure=_round(figure), verdict="met" if is_met else "missed")
 
     return Result(
         benchmark=benchmark.name,

@@ -61,6 +61,15 @@ def test_a_bar_is_met_or_missed_by_the_median_and_unknown_where_a_contender_is_m
     assert [(bar.figure, bar.verdict) for bar in judged] == [(2.0, "met"), *[(None, "not measured")] * 2]
 
 
+def test_a_bar_that_is_missed_by_less_than_is_shown_is_missed():
+    @contextmanager
+    def open_one() -> Iterator[Callable[[str], Taken]]:
+        yield lambda _: Taken({"seconds": 2.00001}, None)
+
+    judged = run(benchmark(bars=BARS[:1])._replace(open=open_one), 1, lambda _: None).bars
+    assert [(bar.figure, bar.verdict) for bar in judged] == [(2.0, "missed")]
+
+
 @pytest.mark.parametrize("missed", [True, False])
 def test_the_command_says_each_verdict_keeps_it_and_ends_with_code_1_where_a_bar_is_missed(
     tmp_path, monkeypatch, capsys, missed
