@@ -122,6 +122,7 @@ class KeyCost(NamedTuple):
     given_up: str | None = None
     """Why the answer is kept from training, where no attempt brought one that can be used."""
     last_error: str | None = None
+    """The refusal's, where there was one."""
 
 
 class AccountState(NamedTuple):

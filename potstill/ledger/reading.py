@@ -132,6 +132,7 @@ def _first(row: Any) -> KeyCost:
 
 def _added(before: KeyCost, row: Any) -> KeyCost:
     is_unknown = row.status == "unknown"
+    is_refusal = row.status == "refused"
     return KeyCost(
         attempts=before.attempts + 1,
         input_tokens=before.input_tokens + row.input_tokens,
@@ -142,8 +143,9 @@ def _added(before: KeyCost, row: Any) -> KeyCost:
         billed=before.billed + (row.status in BILLED),
         unknown=before.unknown + is_unknown,
         unknown_usd=before.unknown_usd + (row.bound_usd if is_unknown else Decimal(0)),
-        refused=row.status == "refused",
-        last_error=row.error,
+        # the order is a clock's, which may be set back: one refusal is enough, as it is for `look_up`
+        refused=before.refused or is_refusal,
+        last_error=before.last_error if before.refused and not is_refusal else row.error,
     )
 
 

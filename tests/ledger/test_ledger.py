@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, text
 
 from potstill.errors import UsageError
 from potstill.ledger import AttemptPlan, Caps, Ledger, Settlement, Status
-from potstill.ledger.database import KEYS_A_QUERY
+from potstill.ledger.database import KEYS_A_QUERY, Database
 from potstill.ledger.entries import NO_CAPS, Admission
 from potstill.ledger.spend import Spend, add_up
 from potstill.llm.messages import Reply
@@ -140,6 +140,18 @@ def test_one_group_asks_for_a_key_once(ledger: Ledger) -> None:
 def test_what_was_refused_for_good_is_not_asked_again(ledger: Ledger) -> None:
     settle(ledger, begun(ledger, plan("k")), plan("k"), "refused")
     assert ledger.begin(plan("k")) == Admission(None, "refused")
+
+
+def test_a_refusal_holds_where_the_clock_was_set_back_after_the_attempt_before_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[tuple[float, Status]] = [(1000.0, "failed"), (998.0, "refused")]
+    for seconds, status in attempts:
+        monkeypatch.setattr(Database, "now", lambda *_, at=seconds: at)
+        settle(ledger, begun(ledger, plan("k")), plan("k"), status)
+    cost = ledger.costs(["k"])["k"]
+    assert ledger.look_up(["k"]).refused == {"k"}
+    assert (cost.refused, cost.last_error) == (True, "was refused")
 
 
 @pytest.mark.parametrize("unfit", ["\x00", "\ud800", "\x1b", "\n"], ids=ascii)
