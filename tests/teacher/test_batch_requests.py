@@ -17,7 +17,7 @@ from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from potstill.teacher.watching import LOOKS
-from tests.batch_teacher import DROP_BEFORE, BatchTeacher, CallFault, refuse
+from tests.batch_teacher import DROP_AFTER, DROP_BEFORE, FINE, BatchTeacher, CallFault, refuse
 from tests.fake_teacher import make_teacher, numbered_rows
 
 
@@ -140,11 +140,18 @@ def test_a_batch_that_the_endpoint_cannot_have_is_closed_at_the_first_look(
     assert not teacher.billed_twice()
 
 
-def test_a_creation_in_doubt_at_an_endpoint_that_lists_nothing_is_no_batch(
-    ledger: Ledger, teacher: BatchTeacher
+@pytest.mark.parametrize("provider", ["anthropic", "openai_compatible"])
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_creation_that_was_not_heard_of_and_cannot_be_looked_for_is_not_paid_twice(
+    ledger: Ledger, teacher: BatchTeacher, provider: str, status: int
 ) -> None:
-    teacher.fail_next("create", DROP_BEFORE)
-    teacher.fail_next("list", refuse(404))
-    with pytest.raises(PermanentTeacherError, match="has no batches"):
-        ask(planned(teacher, provider="openai_compatible"), ledger)
-    assert ledger.open_batches("openai_compatible", teacher.url) == []
+    teacher.runs_by_itself = True
+    plan = planned(teacher, provider=provider)
+    teacher.fail_next("create", DROP_AFTER)
+    teacher.fail_next("list", *([FINE] if provider == "anthropic" else []), refuse(status))
+    with pytest.raises(TransientTeacherError, match="Whether the batch was created is open"):
+        ask(plan, ledger)
+    assert ledger.account(plan.run).reserved_usd > 0, "it may be billed"
+    assert ask(plan, ledger).answered == 5
+    assert (len(teacher.batches), teacher.billed_twice()) == (1, {})
+    assert ledger.account(plan.run).reserved_usd == 0

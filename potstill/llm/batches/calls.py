@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import IO, Any, TypeVar
 
-from potstill.errors import TeacherError, TransientTeacherError
+from potstill.errors import NotAuthorisedError, TeacherError, TransientTeacherError
 from potstill.llm.batches.base import BatchState, NoBatchesError, NotCreatedError
 from potstill.llm.batches.connection import Connection, LostAnswerError, NotThereError
-from potstill.llm.retrying import RetryPolicy, UnansweredError, retrying
+from potstill.llm.retrying import RetryPolicy, retrying
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Calls:
                 await self._sleep(2.0**pause)
             try:
                 found = await look()
-            except UnansweredError as error:  # it was asked for often enough
+            except (NotAuthorisedError, TeacherError) as error:  # whatever it is, it says nothing of the batch
                 raise TransientTeacherError(
                     f"{error}. Whether the batch was created is open: run the same again"
                 ) from None

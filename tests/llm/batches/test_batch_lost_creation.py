@@ -1,9 +1,11 @@
 """A batch that may exist and whose id nobody stored: found again, or known not to be there; never paid twice."""
 
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from tests.batch_teacher import (
     HANG_AFTER,
     NO_JSON,
     PATIENT,
+    Batch,
     BatchTeacher,
     CallFault,
     fail_after,
@@ -90,16 +93,39 @@ async def test_a_limit_of_pace_is_no_reason_to_look(
     assert teacher.operations().count("list") == before
 
 
+@pytest.mark.parametrize("status", [503, 400, 401, 403, 404])
 async def test_where_nobody_can_look_nothing_is_created_again(
-    batches: BatchProtocol, provider: str, teacher: BatchTeacher
+    batches: BatchProtocol, provider: str, teacher: BatchTeacher, status: int
 ) -> None:
     before = [FINE] if provider == "anthropic" else []  # it looks at what is there already
-    teacher.fail_next("list", *before, *[refuse(503)] * PATIENT.attempts)
+    teacher.fail_next("list", *before, *[refuse(status)] * PATIENT.attempts)
     teacher.fail_next("create", DROP_AFTER)
     with pytest.raises(TransientTeacherError, match="Whether the batch was created is open: run the same again"):
         await batches.submit(numbered_requests(provider, TOKEN, COUNT), TOKEN)
     assert len(teacher.batches) == 1
     assert teacher.operations().count("create") == 1
+
+
+async def test_a_network_that_goes_away_with_the_answer_leaves_it_open_whether_there_is_a_batch(
+    provider: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_no_host(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    create = teacher.create
+
+    def create_and_go(*order: Any) -> Batch:
+        monkeypatch.setattr("socket.getaddrinfo", find_no_host)
+        return create(*order)
+
+    monkeypatch.setattr("aiohttp.connector._DNSCacheTable.expired", lambda *_: True)
+    monkeypatch.setattr(teacher, "create", create_and_go)
+    monkeypatch.setattr(teacher, "url", teacher.url.replace("127.0.0.1", "localhost"))
+    teacher.fail_next("create", DROP_AFTER)
+    async with opened(provider, teacher) as batches:
+        with pytest.raises(TransientTeacherError, match=r"no host named.*Whether the batch was created is open"):
+            await batches.submit(numbered_requests(provider, TOKEN, COUNT), TOKEN)
+    assert len(teacher.batches) == 1
 
 
 async def submit(batches: BatchProtocol, provider: str, token: str, count: int = COUNT) -> str:
