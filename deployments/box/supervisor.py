@@ -8,9 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -79,8 +79,9 @@ def supervise(places: Places, listed: Sequence[Process], box: Box, config: str) 
 
 
 def say(text: str) -> None:
-    """A line in the supervisor's log."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", file=sys.stderr, flush=True)
+    """A line in the supervisor's log; none where its disk is full."""
+    with suppress(OSError):
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
 def _keep(places: Places, watched: Sequence[Watched], state: State, stop: threading.Event) -> None:
@@ -89,13 +90,26 @@ def _keep(places: Places, watched: Sequence[Watched], state: State, stop: thread
     while not stop.wait(TICK_SECONDS):
         ready = {one.process.name for one in watched if one.is_ready}
         for one in watched:
-            one.tick(may_start=ready.issuperset(one.process.after))
+            with _sparing_others(one.process.name, said):
+                one.tick(may_start=ready.issuperset(one.process.after))
         state = _write(places, watched, state, said)
         if time.monotonic() - last_look > BOUND_SECONDS:
             last_look = time.monotonic()
             for one in watched:
                 one.bound_log()
             bound_log(places.supervisor_log)
+
+
+@contextmanager
+def _sparing_others(name: str, said: dict[str, str]) -> Iterator[None]:
+    """Whatever goes wrong as one process is looked after is said once, and ends neither the box nor its other processes."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - nobody has foreseen it, and runs of hours hang on the box
+        line = f"{name}: cannot be looked after: {type(error).__name__}: {error}"
+        if said.get(f"{name}, trouble") != line:
+            say(line)
+            said[f"{name}, trouble"] = line
 
 
 def _write(places: Places, watched: Sequence[Watched], state: State, said: dict[str, str]) -> State:

@@ -160,16 +160,17 @@ class Watched:
 
 
 def bound_log(path: Path) -> None:
-    """Copy a log that is too long to NAME.log.1, in place of the one before, and empty it: who appends to it goes on."""
-    try:
+    """Copy a log that is too long to NAME.log.1, in place of the one before, and empty it: who appends to it goes on.
+
+    On a full disk it is emptied all the same, and the copy holds the part that found room: a log must end nothing that runs.
+    """
+    with suppress(OSError):
         if path.stat().st_size <= MAX_LOG_BYTES:
             return
-        older = path.with_name(f"{path.name}.1")
-        older.write_bytes(path.read_bytes())
+        with suppress(OSError):
+            path.with_name(f"{path.name}.1").write_bytes(path.read_bytes())
         with path.open("rb+") as log:
             log.truncate(0)
-    except FileNotFoundError:
-        return
 
 
 def _how(status: int) -> str:

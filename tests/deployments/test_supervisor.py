@@ -38,6 +38,7 @@ listed = [
     sh("server", f"trap 'date +%s.%N > {home}/server-stopped; exit' TERM; while :; do sleep 0.1; done", stops=2),
     sh("worker", f"export PREFECT__FLOW_RUN_ID=r; setsid sh -c \\"{run}\\" & trap '' TERM; wait", after=("server",), stops=0),
     sh("dies", "echo no room; exit 3"),
+    *eval(sys.argv[2]),
 ]
 with places.lock():
     supervise(places, listed, Box(stop_seconds=20), "box.yaml")
@@ -45,9 +46,12 @@ with places.lock():
 
 
 class Supervised:
-    def __init__(self, home: Path) -> None:
+    """Keeps the processes of the script, and `more`: what its text in Python means there. What it says goes into `log`."""
+
+    def __init__(self, home: Path, more: str = "()", log: Path = Path(os.devnull)) -> None:
         self.places = Places(home)
-        self.process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(home)], stderr=subprocess.DEVNULL)
+        with log.open("ab") as file:
+            self.process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(home), more], stderr=file)
         eventually(lambda: self.kept("worker").condition == "up" and (home / "running").exists())
         self.mark = self.state.mark
 
@@ -63,12 +67,30 @@ class Supervised:
 
 
 @pytest.fixture
-def supervised(tmp_path):
-    made = Supervised(tmp_path)
-    yield made
-    made.process.kill()
-    made.process.wait()
-    end_all(lambda: marked(made.mark), grace_seconds=0)
+def supervise(tmp_path):
+    made = []
+
+    def make(**given):
+        made.append(Supervised(tmp_path, **given))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.process.kill()
+        one.process.wait()
+        end_all(lambda one=one: marked(one.mark), grace_seconds=0)
+
+
+@pytest.fixture
+def supervised(supervise):
+    return supervise()
+
+
+def await_another(supervised, name):
+    """Kill a process, and see that it is kept alive."""
+    before = supervised.kept(name)
+    os.kill(before.pid, signal.SIGKILL)
+    eventually(lambda: supervised.kept(name).pid not in {None, before.pid})
 
 
 def test_what_is_killed_is_back_within_seconds_and_what_dies_at_once_is_said_to_be_failing(supervised):
@@ -80,6 +102,21 @@ def test_what_is_killed_is_back_within_seconds_and_what_dies_at_once_is_said_to_
     assert supervised.kept("server").num_restarts == 1
     assert eventually(lambda: supervised.kept("dies").condition == "failing")
     assert supervised.kept("dies").remark == "ended with status 3: no room"
+
+
+def test_what_goes_wrong_as_one_is_looked_after_is_said_once_and_the_others_go_on(supervise, tmp_path):
+    log = tmp_path / "said"
+    supervised = supervise(more='[sh("odd", "sleep 60", answers=lambda _: 1 / 0)]', log=log)
+    await_another(supervised, "server")
+    await_another(supervised, "server")
+    assert log.read_text().count("odd: cannot be looked after: ZeroDivisionError: division by zero\n") == 1
+    supervised.process.terminate()
+    assert supervised.process.wait(timeout=30) == 0
+
+
+def test_a_disk_too_full_for_its_own_log_ends_nothing(supervise):
+    supervised = supervise(log=Path("/dev/full"))
+    await_another(supervised, "server")
 
 
 def test_stopped_it_lets_runs_save_before_the_server_goes_and_leaves_nothing(supervised, tmp_path):

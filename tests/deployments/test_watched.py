@@ -12,8 +12,10 @@ from deployments.box.watched import (
     STEADY_SECONDS,
     Process,
     Watched,
+    bound_log,
 )
 from potstill.subprocesses import process_started_at
+from tests.small_disk import small_disk
 
 
 class Clock:
@@ -168,3 +170,20 @@ def test_a_log_is_bounded_while_its_process_writes_on(watch, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert log.read_text() == "after\n"
+
+
+def test_on_a_full_disk_a_log_is_emptied_and_the_part_that_finds_room_is_kept(tmp_path):
+    with small_disk(tmp_path, mebibytes=8):
+        log, older = tmp_path / "one.log", tmp_path / "one.log.1"
+        log.write_bytes(b"x" * (MAX_LOG_BYTES + 1))
+        bound_log(log)
+        assert log.stat().st_size == 0
+        assert 0 < older.stat().st_size < MAX_LOG_BYTES
+
+
+def test_a_log_that_has_no_place_for_its_copy_is_emptied(tmp_path):
+    log = tmp_path / "one.log"
+    log.write_bytes(b"x" * (MAX_LOG_BYTES + 1))
+    (tmp_path / "one.log.1").mkdir()
+    bound_log(log)
+    assert log.stat().st_size == 0
