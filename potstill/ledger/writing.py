@@ -87,9 +87,13 @@ class Writer:
         if rows:
             connection.execute(self._insert, rows)
             self._change(connection, room.changes)
+        pairs = list(zip(admissions, wanted, strict=True))
+        left_out = {_accounts_of(begin.plan) for it, begin in pairs if it.why_not == "no_room"}
+        # once for all of the same accounts: a batch may leave out thousands, and the writers' lock is held
+        in_flight = {names: self._count_in_flight(connection, names) for names in left_out}
         return [
-            it._replace(in_flight=self._count_in_flight(connection, begin.plan)) if it.why_not == "no_room" else it
-            for it, begin in zip(admissions, wanted, strict=True)
+            it._replace(in_flight=in_flight[_accounts_of(begin.plan)]) if it.why_not == "no_room" else it
+            for it, begin in pairs
         ]
 
     def settle(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
@@ -142,9 +146,8 @@ class Writer:
         """After a transaction that failed: what it added is not there."""
         self._prices.clear()
 
-    def _count_in_flight(self, connection: Connection, plan: AttemptPlan) -> int:
-        """How many requests on the same accounts may still make room; a batch takes hours to."""
-        names = _accounts_of(plan)
+    def _count_in_flight(self, connection: Connection, names: tuple[str, ...]) -> int:
+        """How many requests on these accounts may still make room; a batch takes hours to."""
         of_these = attempts.c.run.in_(names) | attempts.c.month.in_(names)
         is_online = (attempts.c.status == "in_flight") & attempts.c.batch.is_(None)
         return connection.scalar(select(func.count()).where(is_online & of_these)) or 0
