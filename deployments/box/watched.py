@@ -5,10 +5,12 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from deployments.box.places import Condition, Kept
+from deployments.box.question import Question
 from potstill.subprocesses import Child, process_started_at
 
 FIRST_DELAY_SECONDS = 1.0
@@ -18,18 +20,8 @@ STEADY_SECONDS = 30.0
 MANY_DEATHS = 3
 """So many at once, and it is said to be failing."""
 MAX_LOG_BYTES = 5_000_000
-
-
 LOOK_AGAIN_SECONDS = 2.0
 """How often it is looked whether what was lacking is there."""
-
-
-def at_once(_started_at: float) -> bool:
-    return True
-
-
-def nothing() -> str | None:
-    return None
 
 
 class Process(NamedTuple):
@@ -42,10 +34,11 @@ class Process(NamedTuple):
     address: str | None = None
     after: tuple[str, ...] = ()
     """Processes that must be up, or done, before it is started for the first time."""
-    lacks: Callable[[], str | None] = nothing
-    """What the user has to make or set first; None where all is there."""
-    answers: Callable[[float], bool] = at_once
-    """Whether the process that was started at this time, in seconds since the epoch, is ready; asked until it is."""
+    lacks: Callable[[], str | None] | None = None
+    """What the user has to make or set first, None where all is there; may take long."""
+    answers: Callable[[float], bool] | None = None
+    """Whether the process that was started at this time, in seconds since the epoch, is ready; asked until it is, and may
+    take long. Without it, what runs is ready."""
     is_step: bool = False
     """Ends by itself, and is done with exit status 0."""
     stops: int = 1
@@ -62,8 +55,9 @@ class Watched:
         self._clock = clock
         self._child: Child | None = None
         self._born: float = 0
-        self._born_at: float = 0
         self._started_at: float | None = None
+        self._lack = process.lacks and Question(process.lacks)
+        self._answer: Question[bool] | None = None
         self._next_start: float = 0
         self._num_early_deaths = 0
         self._num_restarts = 0
@@ -93,8 +87,8 @@ class Watched:
             self._start(may_start=may_start)
         elif (status := self._child.poll()) is not None:
             self._bury(status)
-        elif self.condition == "starting" and not self.process.is_step and self.process.answers(self._born_at):
-            self.condition, self._remark = "up", ""
+        elif self.condition == "starting" and not self.process.is_step:
+            self._see_whether_it_answers()
         elif self.condition == "up" and self._clock() - self._born > STEADY_SECONDS:
             self._num_early_deaths = 0
 
@@ -125,18 +119,39 @@ class Watched:
         if not may_start:
             self.condition = "waiting"
             return
-        if missing := self.process.lacks():
-            self.condition, self._remark = "off", missing
-            self._next_start = self._clock() + LOOK_AGAIN_SECONDS
+        if not self._has_all_it_needs():
             return
-        self._born_at = time.time()
+        born_at = time.time()
         try:
             self._child = Child(self.process.command, log_path=self._log_path, env=self.process.environment)
         except OSError as error:  # such as a full disk, which may have room again
             self._try_later(str(error))
             return
         self._born, self._started_at = self._clock(), process_started_at(self._child.pid)
+        answers = self.process.answers
+        self._answer = answers and Question(partial(answers, born_at))  # an answer of the one before counts no more
         self.condition = "starting"
+
+    def _has_all_it_needs(self) -> bool:
+        """False also while that is not known."""
+        if self._lack is None:
+            return True
+        answer = self._lack.ask()
+        if answer is None:
+            if self.condition == "waiting":
+                self._remark = "it is looked whether all is there that it needs"
+            return False
+        if missing := answer.result():
+            self.condition, self._remark = "off", missing
+            self._next_start = self._clock() + LOOK_AGAIN_SECONDS
+        return not missing
+
+    def _see_whether_it_answers(self) -> None:
+        if self._answer is not None:
+            answer = self._answer.ask()
+            if answer is None or not answer.result():
+                return
+        self.condition, self._remark = "up", ""
 
     def _bury(self, status: int) -> None:
         assert self._child is not None

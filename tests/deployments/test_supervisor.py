@@ -119,6 +119,14 @@ def test_a_disk_too_full_for_its_own_log_ends_nothing(supervise):
     await_another(supervised, "server")
 
 
+def test_a_store_that_hangs_keeps_it_from_nothing_else(supervise):
+    supervised = supervise(more='[sh("gateway", "sleep 60", lacks=__import__("threading").Event().wait)]')
+    await_another(supervised, "server")
+    assert supervised.kept("gateway").condition == "waiting"
+    supervised.process.terminate()
+    assert supervised.process.wait(timeout=30) == 0
+
+
 def test_stopped_it_lets_runs_save_before_the_server_goes_and_leaves_nothing(supervised, tmp_path):
     supervised.process.terminate()
     assert supervised.process.wait(timeout=30) == 0

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -16,6 +17,8 @@ from deployments.box.watched import (
 )
 from potstill.subprocesses import process_started_at
 from tests.small_disk import small_disk
+
+PATIENCE_SECONDS = 60.0
 
 
 class Clock:
@@ -46,8 +49,16 @@ def watch(tmp_path, clock):
         watched.stop(grace_seconds=0)
 
 
+@pytest.fixture
+def hanging():
+    """Set, it lets go on whoever waits for it."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
 def tick_until(watched, condition, may_start=True):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while watched.condition != condition:
         watched.tick(may_start=may_start)
         assert time.monotonic() < deadline, f"{watched.kept()}"
@@ -78,11 +89,63 @@ def test_it_waits_for_what_comes_before_it(watch):
 def test_it_is_off_while_something_is_lacking_and_starts_by_itself_once_it_is_there(watch, clock):
     lacking = ["nothing is released yet"]
     watched = watch("sleep 60", lacks=lambda: lacking[0] if lacking else None)
-    watched.tick(may_start=True)
-    assert (watched.kept().condition, watched.kept().remark) == ("off", "nothing is released yet")
+    assert tick_until(watched, "off").remark == "nothing is released yet"
     lacking.clear()
     clock.now += 5
     tick_until(watched, "up")
+
+
+def test_nobody_waits_for_a_look_that_hangs_and_its_answer_counts_once_it_comes(watch, hanging):
+    watched = watch("sleep 60", lacks=lambda: hanging.wait(PATIENCE_SECONDS) and None)
+    for _ in range(3):
+        watched.tick(may_start=True)
+    assert (watched.condition, watched.kept().pid) == ("waiting", None)
+    assert "it is looked whether" in watched.kept().remark
+    hanging.set()
+    assert tick_until(watched, "up").remark == ""
+
+
+def test_nobody_waits_for_a_server_that_never_answers(watch, hanging):
+    watched = watch("sleep 60", answers=lambda _: hanging.wait(PATIENCE_SECONDS))
+    for _ in range(3):
+        watched.tick(may_start=True)
+    assert watched.condition == "starting"
+    hanging.set()
+    tick_until(watched, "up")
+
+
+def test_an_answer_that_comes_after_a_death_is_not_its_successors(watch, clock, hanging):
+    asked = []
+
+    def answers(born_at):
+        asked.append(born_at)
+        return len(asked) == 1 and hanging.wait(PATIENCE_SECONDS)
+
+    watched = watch("sleep 60", answers=answers)
+    tick_until(watched, "starting")
+    watched.tick(may_start=True)
+    watched._signal(signal.SIGKILL)
+    tick_until(watched, "restarting")
+    clock.now += 1
+    tick_until(watched, "starting")
+    hanging.set()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(asked) < 3:
+        watched.tick(may_start=True)
+        assert time.monotonic() < deadline
+    assert watched.condition == "starting"
+
+
+def test_what_a_look_raises_is_raised_to_who_looks_after_it_and_it_is_looked_again(watch):
+    troubles = [OSError("the disk is gone")]
+    watched = watch("sleep 60", lacks=lambda: _raise(troubles.pop()) if troubles else None)
+    with pytest.raises(OSError, match="the disk is gone"):
+        tick_until(watched, "up")
+    tick_until(watched, "up")
+
+
+def _raise(error):
+    raise error
 
 
 def test_killed_it_is_started_again_a_second_later(watch, clock):
@@ -158,7 +221,7 @@ def test_a_log_is_bounded_while_its_process_writes_on(watch, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     watched = watch(script)
     watched.tick(may_start=True)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (log.exists() and log.stat().st_size > MAX_LOG_BYTES + 6):
         assert time.monotonic() < deadline
         time.sleep(0.01)
