@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -340,18 +341,21 @@ class TestAway:
     def test_prompts_stay_and_the_run_starts_when_it_is_back_said_once(
         self, inbox, prefect, monkeypatch, caplog
     ) -> None:
-        monkeypatch.setattr(starter, "FIRST_PAUSE_SECONDS", 0.01)
-        monkeypatch.setattr(starter, "LONGEST_PAUSE_SECONDS", 0.05)
+        now = [0.0]
+        monkeypatch.setattr(starter, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
         caplog.set_level("INFO", "potstill")
         prefect.is_away = True
         watching = watch(inbox, prefect)
         land(inbox, 1, 2, 3)
-        for _ in range(40):
+        asked_at = []
+        for second in range(200):
+            now[0] = second
+            before = prefect.num_requests
             watching.look()
-            time.sleep(0.005)
-        assert 3 <= prefect.num_requests <= 20, "later and later"
+            asked_at += [second] * (prefect.num_requests > before)
+        assert asked_at == [0, 1, 3, 7, 15, 31, 63, 123, 183], "later and later, and once a minute in the end"
         prefect.is_away = False
-        time.sleep(0.06)
+        now[0] += starter.LONGEST_PAUSE_SECONDS
         watching.look()
         assert len(prefect.runs) == 1
         assert [(record.levelname, record.message.partition(":")[2][:18]) for record in caplog.records] == [
