@@ -165,6 +165,8 @@ class BatchTeacher(ScriptedServer):
         """Errors that OpenAI's validation finds in the next batches."""
         self.clock_offset = 0.0
         """Seconds that the server's clock is ahead."""
+        self.results_are_gone = False
+        """Whether the results of batches that have ended are kept no more."""
         self.results_host: str | None = None
         """Where Anthropic's results are said to lie, as `http://host:port`; None for here."""
         self.most_requests = {"openai": 50_000, "anthropic": 100_000}
@@ -481,6 +483,8 @@ class _Handler(ScriptedHandler[BatchTeacher]):
         else:
             batch = self._batch(parts[1].removesuffix("-output").removesuffix("-error"))
         if operation == "results":
+            if self.teacher.results_are_gone:
+                raise _RefusedError(404, "not_found_error", "no such file")
             return batch.failed if parts[1].endswith("-error") else batch.output
         if operation == "state":
             teacher.poll(batch)
@@ -549,7 +553,10 @@ class _Handler(ScriptedHandler[BatchTeacher]):
     def _shown(self, batch: Batch) -> dict[str, Any]:
         if self.speaks == "openai":
             return _openai_batch(batch)
-        return _anthropic_batch(batch, self.teacher.results_host or self.teacher.origin)
+        shown = _anthropic_batch(batch, self.teacher.results_host or self.teacher.origin)
+        if batch.is_ended and self.teacher.results_are_gone:
+            shown |= {"archived_at": _rfc3339(self.teacher.now()), "results_url": None}
+        return shown
 
     def _reply(self, body: bytes, fault: CallFault | None) -> None:
         kind = fault.kind if fault is not None else ""

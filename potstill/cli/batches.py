@@ -31,7 +31,8 @@ def batches(
     Args:
         recipe: The YAML file.
         overrides: section.field=VALUE, in place of what the file says.
-        cancel: Stop them at the provider, and give up what never got there. What was answered is billed, and kept.
+        cancel: Stop them at the provider; what was answered is billed, and kept. Give up what never got there, and what
+            has ended and left no results.
         every: Those of other recipes at the same address too, and of `potstill teach`, which has none.
     """
     import asyncio
@@ -107,13 +108,15 @@ async def _ask_for(
     row: "BatchRow", ledger: "Ledger", protocol: "BatchProtocol", *, cancel: bool
 ) -> "tuple[BatchRow, str]":
     """A batch, and what there is to say of it, once it is stopped or given up where that is wanted."""
-    from potstill.llm.batches.base import NoBatchesError
+    from potstill.llm.batches.base import NoBatchesError, ResultsGoneError
 
     if row.batch_id is None:
         try:
             found = await _look_for(row, ledger, protocol, cancel=cancel)
         except NoBatchesError as error:
             return row, _unknown(row, ledger, str(error), cancel=cancel)
+        except ResultsGoneError as error:  # whose it was, nobody can say any more
+            return row, _lost(row, ledger, "ended") if cancel else f"{error}: --cancel gives it up"
         if found is None:
             return row, _unknown(row, ledger, "the provider does not know it", cancel=cancel)
         if not found.is_certain:
@@ -122,6 +125,8 @@ async def _ask_for(
         row = row._replace(batch_id=found.id, status="running")
     assert row.batch_id is not None
     state = await (protocol.cancel(row.batch_id) if cancel else protocol.state(row.batch_id))
+    if cancel and state.status == "ended" and await _are_gone(state, protocol):
+        return row, _lost(row, ledger, state.said)
     return row, state.said
 
 
@@ -141,6 +146,29 @@ async def _look_for(
         await asyncio.sleep(LAG_SECONDS)
         found = await find_again(row, ledger, protocol)
     return found
+
+
+async def _are_gone(state: "BatchState", protocol: "BatchProtocol") -> bool:
+    """Whether the results of a batch that has ended cannot be had any more."""
+    from potstill.errors import TeacherError
+    from potstill.llm.batches.base import ResultsGoneError
+
+    try:
+        async for _ in protocol.results(state):
+            break
+    except TeacherError as error:
+        return isinstance(error, ResultsGoneError)
+    return False
+
+
+def _lost(row: "BatchRow", ledger: "Ledger", said: str) -> str:
+    """Give up a batch that has ended and that nobody can collect; returns what to say of it."""
+    from potstill.teacher.collecting import close_lost
+
+    if not ledger.claim_batch(row.token):
+        return f"{said}, its results are gone, and a run still looks for them: end that run, then cancel again"
+    close_lost(ledger, row, "the results of its batch are gone")
+    return f"given up ({said}, its results are gone): what it may have cost counts at its upper bound"
 
 
 def _unknown(row: "BatchRow", ledger: "Ledger", why: str, *, cancel: bool) -> str:

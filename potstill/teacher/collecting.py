@@ -6,7 +6,7 @@ from decimal import Decimal
 from potstill.errors import NotAuthorisedError, PermanentTeacherError
 from potstill.ledger import Ledger, Settlement, Status
 from potstill.ledger.batches import BatchedAttempt, BatchRow
-from potstill.llm.batches.base import BatchResult, BatchState, custom_id
+from potstill.llm.batches.base import BatchResult, BatchState, ResultsGoneError, custom_id
 from potstill.llm.messages import Reply
 from potstill.llm.pricing import Rates
 from potstill.llm.providers.base import Failure
@@ -24,9 +24,9 @@ async def close_batch(
     """Settle what a batch that has ended brought; yields what each group of results adds to a run.
 
     A request without a result was not carried out. Where a line could not be read, it may be that request's, and its
-    cost is unknown. Errors, once all is settled: `NotAuthorisedError` where key or account refuse what is asked,
-    `PermanentTeacherError` where every request was refused, in words that name no fault of a prompt; none of these
-    counts as refused then.
+    cost is unknown. Errors: `ResultsGoneError`, once what came before it is settled. Once all is settled:
+    `NotAuthorisedError` where key or account refuse what is asked, `PermanentTeacherError` where every request was
+    refused, in words that name no fault of a prompt; none of these counts as refused then.
     """
     waiting = {
         custom_id(row.token, it.plan.answer_key[:32]): _at_the_same_rates(it, rates)
@@ -36,20 +36,24 @@ async def close_batch(
     doubtful: dict[str, str] = {}
     stopped_by: Failure | None = None
     group: list[Settlement] = []
-    async for result in results:
-        attempt = waiting.pop(result.custom_id, None)
-        if attempt is None:
-            unreadable += not result.custom_id
-            continue
-        num_results += 1
-        if isinstance(result.outcome, Failure):
-            stopped_by = result.outcome if result.outcome.cause in NO_MORE else stopped_by
-            if result.outcome.cause == "request" and not result.outcome.is_prompts_own:
-                doubtful[attempt.plan.answer_key] = result.outcome.message
-        group.append(_settlement(attempt, result))
-        if len(group) == GROUP:
-            yield _settle(ledger, group, run)
-            group = []
+    try:
+        async for result in results:
+            attempt = waiting.pop(result.custom_id, None)
+            if attempt is None:
+                unreadable += not result.custom_id
+                continue
+            num_results += 1
+            if isinstance(result.outcome, Failure):
+                stopped_by = result.outcome if result.outcome.cause in NO_MORE else stopped_by
+                if result.outcome.cause == "request" and not result.outcome.is_prompts_own:
+                    doubtful[attempt.plan.answer_key] = result.outcome.message
+            group.append(_settlement(attempt, result))
+            if len(group) == GROUP:
+                yield _settle(ledger, group, run)
+                group = []
+    except ResultsGoneError:  # one of two files: what the other brought is paid for
+        yield _settle(ledger, group, run)
+        raise
     status: Status = "unknown" if unreadable else "failed"
     group += [Settlement(*attempt, status, error="the batch ended without a result") for attempt in waiting.values()]
     yield _settle(ledger, group, run)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TeacherError, TransientTeacherError
 from potstill.ledger import Ledger
 from potstill.ledger.batches import BatchRow
-from potstill.llm.batches.base import BatchProtocol, BatchState, NoBatchesError
+from potstill.llm.batches.base import BatchProtocol, BatchState, NoBatchesError, ResultsGoneError
 from potstill.llm.pricing import Rates
 from potstill.llm.providers import base_url_of
 from potstill.teacher.collecting import close_batch, close_lost, close_rejected, close_unsubmitted
@@ -20,7 +20,7 @@ from potstill.teacher.plan import TeachPlan
 LOOKS = 3
 """A batch whose id never came is looked for so often before it counts as never handed in: a list may lag behind."""
 PATIENCE_SECONDS = 1800.0
-"""So long may an endpoint fail while a batch is waited for: the batch itself goes on."""
+"""So long may an endpoint fail while a batch is waited for, or not find its results: the batch itself goes on."""
 
 
 class Look(NamedTuple):
@@ -96,7 +96,10 @@ class BatchWatch:
             return Look(waiting=True)
         state = await self._state_of(row)
         if isinstance(state, BatchState) and state.status == "ended":
-            return Look(waiting=False, smaller=await self._collect(row, state, on_step))
+            try:
+                return Look(waiting=False, smaller=await self._collect(row, state, on_step))
+            except ResultsGoneError as error:
+                state = self._doubt(row, error)
         if state is None:
             close_unsubmitted(self._ledger, row)
             self._say(f"batch {row.token} never reached the provider: its prompts may be asked for again")
@@ -146,7 +149,8 @@ class BatchWatch:
             return None
         except TeacherError as error:
             return self._doubt(row, error)
-        self._failing_since.pop(row.token, None)
+        if state is None or state.status == "running":
+            self._failing_since.pop(row.token, None)  # of one that has ended, the results may be gone still
         if state is None:
             self._looks[row.token] += 1
             return None if self._looks[row.token] >= LOOKS else "not seen yet"
@@ -161,8 +165,8 @@ class BatchWatch:
         name = row.batch_id or row.token
         failing_since = self._failing_since.setdefault(row.token, time.monotonic())
         if time.monotonic() - failing_since < PATIENCE_SECONDS:
-            self._say(f"batch {name}: {error}; it goes on, and is looked at again")
-        elif row.batch_id is not None and isinstance(error, PermanentTeacherError):
+            self._say(f"batch {name}: {error}; it stays, and is looked at again")
+        elif isinstance(error, ResultsGoneError) or (row.batch_id and isinstance(error, PermanentTeacherError)):
             close_lost(self._ledger, row, str(error))
             self._say(f"batch {name}: {error}; what it may have cost counts at its upper bound")
         else:

@@ -46,12 +46,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
-def leave_a_batch(url: str, home: Path, recipe: str | None = "left", first: int = 0) -> None:
+def leave_a_batch(url: str, home: Path, recipe: str | None = "left", first: int = 0, **fields: Any) -> None:
     def leave(said: str) -> None:
         if "the provider says" in said:
             raise Left
 
-    teacher = make_teacher(url, mode="batch", batch_poll_seconds=0.02)
+    teacher = make_teacher(url, mode="batch", batch_poll_seconds=0.02, **fields)
     ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
     plan = make_plan(ListedRows(numbered_rows(5, first)), teacher, None, recipe)
     with pytest.raises(Left), TeacherSession(plan, ledger) as session:
@@ -98,6 +98,28 @@ def test_a_key_in_a_secret_block_has_to_be_named_in_a_variable_here(
         remedy = ("--set", "teacher.api_key_block=null", "--set", "teacher.api_key_env=MY_KEY")
         (shown,) = run(teacher.url, *remedy, api_key_block="teacher-key")["batches"]
         assert shown["said"] == "in_progress"
+
+
+@pytest.mark.parametrize("is_left", [True, False])
+@pytest.mark.parametrize("provider", ["openai_compatible", "anthropic"])
+def test_one_that_has_ended_is_given_up_only_where_its_results_are_gone(
+    run: Any, tmp_path: Path, provider: str, is_left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BatchTeacher() as teacher:
+        teacher.polls = 10**6
+        leave_a_batch(teacher.url, tmp_path / "home", provider=provider)
+        monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
+        for batch in teacher.batches.values():
+            teacher.finish(batch)
+        teacher.results_are_gone = not is_left
+        run(teacher.url, provider=provider)
+        ledger = Ledger(f"sqlite:///{tmp_path / 'home' / 'ledger.db'}")
+        (row,) = ledger.open_batches(provider, teacher.url)
+        (shown,) = run(teacher.url, "--cancel", provider=provider)["batches"]
+        assert ("counts at its upper bound" in shown["said"]) == (not is_left)
+        assert len(ledger.open_batches(provider, teacher.url)) == is_left
+        account = ledger.account(row.run)
+        assert (account.spent_usd == 0, account.reserved_usd == 0) == (is_left, not is_left)
 
 
 class NeverAdopts(Ledger):

@@ -13,13 +13,13 @@ from potstill.ledger.entries import NO_CAPS
 from potstill.ledger.spend import add_up
 from potstill.llm.batches.base import BatchResult, custom_id
 from potstill.llm.messages import Reply
-from potstill.llm.pricing import Rates
+from potstill.llm.pricing import Rates, Tier
 from potstill.records import Usage
 from potstill.teacher.collecting import close_batch, close_token
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
-from tests.batch_teacher import BAD_LINE, DROP_AFTER, EMPTY, BatchTeacher, cut, error, refuse
+from tests.batch_teacher import BAD_LINE, DROP_AFTER, EMPTY, FINE, BatchTeacher, cut, error, refuse
 from tests.fake_teacher import PRICE, QUICK, make_teacher, numbered_rows, row
 
 RATES = Rates(Decimal("2.5"), Decimal("1.25"), Decimal(10), "given")
@@ -210,6 +210,80 @@ def test_a_batch_that_the_provider_has_forgotten_counts_at_its_bound_and_is_aske
     assert (spent.unknown, spent.in_flight) == (12, 0)
 
 
+@pytest.mark.parametrize("mode", ["batch", "online"])
+def test_a_batch_whose_results_are_gone_counts_at_its_bound_and_is_asked_again(
+    planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr("potstill.teacher.watching.PATIENCE_SECONDS", 0.05)
+    teacher.polls = 10**6
+    plan = planned()
+    with pytest.raises(Died):
+        ask(plan, Ledger(url), say=dying_at("the provider says"))
+    monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
+    (left,) = teacher.batches.values()
+    teacher.finish(left)
+    teacher.polls, teacher.results_are_gone, said = 0, True, []
+
+    def say(line: str) -> None:
+        said.append(line)
+        teacher.results_are_gone &= "counts at its upper bound" not in line
+
+    ledger = Ledger(url)
+    with TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
+        report = session.answer_in_batches(say=say) if mode == "batch" else session.answer(say=say)
+    assert any("it stays, and is looked at again" in line for line in said)
+    assert report.answered == 12
+    spent = add_up(ledger.spend(plan.run))
+    assert (spent.unknown, spent.in_flight) == (12, 0)
+    assert ledger.account(plan.run).reserved_usd == 0
+
+
+def test_results_that_are_there_again_in_time_are_collected(
+    planned: Callable[..., TeachPlan], ledger: Ledger, teacher: BatchTeacher
+) -> None:
+    teacher.results_are_gone = True
+
+    def find(said: str) -> None:
+        teacher.results_are_gone &= "looked at again" not in said
+
+    plan = planned()
+    assert ask(plan, ledger, say=find).answered == 12
+    assert not teacher.billed_twice()
+
+
+def test_a_batch_without_an_id_whose_results_are_gone_holds_nobody_up(
+    planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.teacher.watching.PATIENCE_SECONDS", 0.05)
+    plan = planned()
+    with pytest.raises(Died):
+        ask(plan, NeverAdopts(url))
+    monkeypatch.setattr("potstill.owner.Owner.is_dead", lambda owner: True)
+    (left,) = teacher.batches.values()
+    teacher.finish(left)
+    teacher.results_are_gone, ledger = True, Ledger(url)
+
+    def mend(said: str) -> None:
+        teacher.results_are_gone &= "counts at its upper bound" not in said
+
+    assert ask(plan, ledger, say=mend).answered == 12
+    assert add_up(ledger.spend(plan.run)).unknown == 12
+
+
+def test_what_one_of_two_files_still_brings_is_kept(
+    ledger: Ledger, teacher: BatchTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.teacher.watching.PATIENCE_SECONDS", 0.0)
+    asked = make_teacher(teacher.url, provider="openai_compatible", batch_poll_seconds=0.005, mode="batch")
+    plan = make_plan(ListedRows(numbered_rows(12)), asked, None)
+    teacher.outcomes = {"#0007": error(500, "api_error")}
+    teacher.fail_next("results", FINE, refuse(404))
+    ask(plan, ledger, say=lambda said: teacher.outcomes.clear() if "upper bound" in said else None)
+    assert answers(plan, ledger) == right(*range(12))
+    assert add_up(ledger.spend(plan.run)).unknown == 1
+    assert not teacher.billed_twice()
+
+
 def test_nobody_waits_for_a_batch_that_holds_nothing_of_theirs(
     planned: Callable[..., TeachPlan], url: str, teacher: BatchTeacher
 ) -> None:
@@ -249,7 +323,8 @@ def test_a_key_that_a_batch_refuses_ends_the_run_once_what_was_answered_is_kept(
 
 
 async def test_tiers_of_a_price_hold_in_a_batch(ledger: Ledger) -> None:
-    rates = Rates(Decimal(5), Decimal(5), Decimal(9), "list", tiered=lambda usage: Decimal("0.5"))
+    long = Tier(Decimal(0), Decimal(0), Decimal(0), Decimal(0), request=Decimal("0.5"), from_input=10)
+    rates = Rates(Decimal(5), Decimal(5), Decimal(9), "list", tiers=(long,))
     begun = AttemptPlan("k" * 64, "p", "run", "teach", "openai", "m", Decimal(1), rates)
     token = "token123"
     ledger.begin_batch(token, "openai", "http://127.0.0.1:9/v1", "run", [(begun, NO_CAPS)])
@@ -260,7 +335,8 @@ async def test_tiers_of_a_price_hold_in_a_batch(ledger: Ledger) -> None:
         yield BatchResult(custom_id(token, "k" * 32), reply, 200, may_be_billed=False)
 
     (batch,) = ledger.open_batches("openai", "http://127.0.0.1:9/v1")
-    steps = [step async for step in close_batch(ledger, batch, results(), "run", rates)]
+    now = Rates(Decimal(50), Decimal(50), Decimal(90), "a later list")
+    steps = [step async for step in close_batch(ledger, batch, results(), "run", now)]
     assert sum(step.cost_usd for step in steps) == Decimal("0.5") == ledger.account("run").committed_usd
 
 

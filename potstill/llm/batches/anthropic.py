@@ -11,8 +11,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from potstill.errors import TransientTeacherError
-from potstill.llm.batches.base import CLOCK_SKEW_SECONDS, LONGEST_CUSTOM_ID, BatchResult, BatchState, Limits, is_of
+from potstill.llm.batches.base import (
+    CLOCK_SKEW_SECONDS,
+    LONGEST_CUSTOM_ID,
+    BatchResult,
+    BatchState,
+    Limits,
+    ResultsGoneError,
+    is_of,
+)
 from potstill.llm.batches.calls import Calls, before_creation
 from potstill.llm.batches.lines import answered, not_done, read_lines, refused
 from potstill.llm.batches.spool import Frame, spooled
@@ -82,9 +89,7 @@ class AnthropicBatches:
 
     async def results(self, state: BatchState) -> AsyncIterator[BatchResult]:
         if state.answers_at is None:
-            raise TransientTeacherError(
-                f"batch {state.id} ({state.said}) has no results: run the same again when it has"
-            )
+            raise ResultsGoneError(f"batch {state.id} ({state.said}) has no results: they are kept for 29 days")
         file = await self._calls.download(state.answers_at, least_lines=sum(state.counts.values()))
         async for result in read_lines(file, self._read_result):
             yield result
@@ -119,10 +124,10 @@ class AnthropicBatches:
             after = {"after_id": page.last_id}
 
     async def _first_custom_id(self, location: str) -> str | None:
-        """None where the first line cannot be read."""
+        """None where the first line cannot be read, or is gone."""
         try:
             return str(orjson.loads(await self._calls.first_line(location))["custom_id"])
-        except (orjson.JSONDecodeError, LookupError, TypeError):
+        except (orjson.JSONDecodeError, LookupError, TypeError, ResultsGoneError):
             return None
 
     def _read_page(self, body: Any) -> _Page:

@@ -24,6 +24,10 @@ class NoBatchesError(PermanentTeacherError):
     """The endpoint has no batches at all, and so none of ours."""
 
 
+class ResultsGoneError(PermanentTeacherError):
+    """The provider has the batch, which has ended, and not its results: it keeps them for some weeks only."""
+
+
 class NotCreatedError(TransientTeacherError):
     """The provider cannot have the batch: it was never asked to create it."""
 
@@ -108,7 +112,8 @@ class BatchProtocol(Protocol):
 
         The files are downloaded whole before the first result is given, to a temporary place on disk; a cut download
         starts again. A line that cannot be read is one `Failure` with no custom id. A request that appears in no
-        result was not carried out, except where such a line may be its own.
+        result was not carried out, except where such a line may be its own. Errors: `ResultsGoneError`, perhaps after some
+        results, where there are none (any more).
         """
         ...
 

@@ -7,7 +7,7 @@ from contextlib import aclosing, contextmanager
 from typing import IO, Any, TypeVar
 
 from potstill.errors import NotAuthorisedError, TeacherError, TransientTeacherError
-from potstill.llm.batches.base import BatchState, NoBatchesError, NotCreatedError
+from potstill.llm.batches.base import BatchState, NoBatchesError, NotCreatedError, ResultsGoneError
 from potstill.llm.batches.connection import Connection, LostAnswerError, NotThereError
 from potstill.llm.retrying import RetryPolicy, retrying
 
@@ -96,9 +96,10 @@ class Calls:
     async def download(self, location: str, least_lines: int = 0) -> IO[bytes]:
         """A file of results, whole, in an unlinked temporary file; it is the caller's to close.
 
-        Fewer lines than the least mean that it was cut.
+        Fewer lines than the least mean that it was cut. Errors: `ResultsGoneError` where there is no such file.
         """
-        return await self.retried(lambda: self._download(location, least_lines))
+        with needing_results():
+            return await self.retried(lambda: self._download(location, least_lines))
 
     async def _download(self, location: str, least_lines: int) -> IO[bytes]:
         file = tempfile.TemporaryFile()  # noqa: SIM115 - it outlives this call
@@ -121,7 +122,7 @@ class Calls:
         file.seek(0)
 
     async def first_line(self, location: str) -> bytes:
-        """The first line of a file of results; the rest is not downloaded."""
+        """The first line of a file of results; the rest is not downloaded. Errors: as `download`."""
 
         async def read() -> bytes:
             start = b""
@@ -132,7 +133,8 @@ class Calls:
                         break
             return start.partition(b"\n")[0]
 
-        return await self.retried(read)
+        with needing_results():
+            return await self.retried(read)
 
 
 @contextmanager
@@ -152,3 +154,12 @@ def needing_batches() -> Iterator[None]:
         yield
     except NotThereError as error:
         raise NoBatchesError(f"{error}: this endpoint has no batches: ask it with mode online") from None
+
+
+@contextmanager
+def needing_results() -> Iterator[None]:
+    """Calls in here ask for a file that the provider has named."""
+    try:
+        yield
+    except NotThereError as error:
+        raise ResultsGoneError(f"{error}: the results of this batch are not there") from None

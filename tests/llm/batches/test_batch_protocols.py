@@ -7,7 +7,7 @@ import pytest
 
 from potstill.errors import NotAuthorisedError, PermanentTeacherError, TransientTeacherError, UsageError
 from potstill.llm.batches import open_batches
-from potstill.llm.batches.base import BatchProtocol, BatchResult, BatchState, Limits, custom_id, split
+from potstill.llm.batches.base import BatchProtocol, BatchResult, BatchState, Limits, ResultsGoneError, custom_id, split
 from potstill.llm.batches.lines import answered
 from potstill.llm.endpoint import open_endpoint
 from potstill.llm.messages import Reply
@@ -301,7 +301,7 @@ async def test_results_that_are_gone_are_asked_for_once(
     batches: BatchProtocol, provider: str, teacher: BatchTeacher
 ) -> None:
     teacher.fail_next("results", refuse(404, "not_found_error"))
-    with pytest.raises(PermanentTeacherError, match="HTTP 404"):
+    with pytest.raises(ResultsGoneError, match="HTTP 404"):
         await run_one(batches, provider)
     assert teacher.operations().count("results") == 1
 
