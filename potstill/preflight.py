@@ -9,6 +9,7 @@ from potstill.llm.keys import LoadBlock, check_block_host
 from potstill.llm.pricing import find_rates
 from potstill.llm.providers import base_url_of
 from potstill.llm.terms import check_terms
+from potstill.object_store import open_remote
 from potstill.recipe import Recipe
 from potstill.roots import ROOTS_VARIABLE, is_confined
 from potstill.scorers import scorer_of
@@ -18,8 +19,8 @@ from potstill.student.base import find_base
 def check(
     recipe: Recipe, load_block: LoadBlock | None = None, *, is_deployed: bool = False, has_prompts: bool = False
 ) -> None:
-    """Check that inputs, base, scorer and the named Dask workers are there, the teacher's terms, key and price known, and the
-    operator's variables well formed.
+    """Check that inputs, base, scorer and the named Dask workers are there, the teacher's terms, key and price known, the
+    operator's variables well formed, and the bucket of `POTSTILL_STORE`, if there is one, fit to release from.
 
     Args:
         recipe: what is to be run.
@@ -48,3 +49,5 @@ def check(
     if recipe.compute.teach == "dask":
         find_cluster(teacher)
     find_rates(teacher.provider, teacher.model, base_url, teacher.price)
+    if (remote := open_remote()) is not None:
+        remote.require_conditions()  # the release would ask, once teacher and training are paid for

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from potstill.errors import DataError, NotAuthorisedError, UnknownPriceError
+from potstill.errors import DataError, NotAuthorisedError, UnknownPriceError, UsageError
+from potstill.object_store import ObjectStore
 from potstill.preflight import check
 from potstill.recipe import Recipe
+from tests.s3_server import Manner, S3Proxy, S3Server
 
 
 @pytest.fixture
@@ -80,3 +82,17 @@ def test_the_command_line_leaves_the_block_to_the_flow_and_checks_its_host(
     monkeypatch.setenv("POTSTILL_KEY_HOSTS", "block:another-key=api.openai.com")
     with pytest.raises(NotAuthorisedError, match=r"block:teacher-key does not go to api\.openai\.com"):
         check(named_block)
+
+
+@pytest.mark.flow
+def test_a_store_that_ignores_conditions_stops_a_run_before_anything_is_paid(
+    recipe: dict[str, Any], bucket: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with S3Proxy(s3_server) as proxy:
+        proxy.manner = Manner.DEAF
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("POTSTILL_STORE", f"{bucket.address}/deaf")  # of which this process knows nothing yet
+        with pytest.raises(UsageError, match="ignores IfNoneMatch on PUT"):
+            check(Recipe.model_validate(recipe))
+        proxy.manner = Manner.OPEN
+        check(Recipe.model_validate(recipe))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.doctor.finding import Finding, fail, ok, warn
+from potstill.errors import PotstillError
 from potstill.roots import INBOX, ROOTS_VARIABLE, read_roots
 
 STORE_VARIABLE = "POTSTILL_STORE"
@@ -27,20 +28,23 @@ def check_home(home: Path) -> Finding:
 
 
 def check_store(home: Path) -> Finding:
-    """A small file is written, read and deleted where artefacts go."""
+    """A small file is written, read and deleted where artefacts go; a bucket also has to refuse what a condition forbids."""
+    from potstill.object_store import open_remote
+
     where = os.environ.get(STORE_VARIABLE) or str(home)
     content = os.urandom(PROBE_BYTES)
     remedy = f"make it writable, make room, or set {STORE_VARIABLE} or POTSTILL_HOME to another place"
     try:
-        if "://" in where:
-            _probe_remote(where, content)
-        else:
-            _probe_directory(Path(where), content)
-    except ImportError as error:
-        return fail("store", f"{where}: {error}", "pip install 'potstill[s3]'")
+        if (remote := open_remote()) is None:
+            _probe_directory(home, content)
+            return ok("store", f"{where}: written, read and deleted")
+        remote.require_conditions()
+        _probe_remote(remote.address, content)
+    except PotstillError as error:
+        return fail("store", str(error), "")
     except Exception as error:  # noqa: BLE001 - s3fs lets through what its client raises
         return fail("store", f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", remedy)
-    return ok("store", f"{where}: written, read and deleted")
+    return ok("store", f"{where}: written, read and deleted, and conditions on PUT are honoured")
 
 
 def check_ledger() -> Finding:

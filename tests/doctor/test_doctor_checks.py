@@ -16,7 +16,9 @@ import pytest
 from potstill.doctor import machine, software, storage
 from potstill.doctor.finding import Check, Finding, examine, fail, ok
 from potstill.errors import UsageError
+from potstill.object_store import ObjectStore
 from tests.recording_server import Answer, RecordingServer
+from tests.s3_server import Manner, S3Proxy, S3Server
 
 
 def one(found: Finding | Iterator[Finding]) -> Finding:
@@ -249,21 +251,36 @@ class TestStorage:
         assert storage.check_store(home).status == "ok"
         assert list(home.iterdir()) == []
 
-    def test_a_store_where_nothing_can_be_written_fails(self, home: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_a_store_where_nothing_can_be_written_fails(self, home: Path):
         (home / "file").write_text("")
-        monkeypatch.setenv("POTSTILL_STORE", str(home / "file"))
-        assert storage.check_store(home).status == "fail"
+        assert storage.check_store(home / "file").status == "fail"
 
-    def test_a_store_of_objects_is_tried_the_same_way(self, home: Path, monkeypatch: pytest.MonkeyPatch):
-        import fsspec
+    @pytest.mark.flow
+    def test_a_bucket_is_tried_and_left_as_it_was_but_for_the_object_of_conditions(
+        self, home: Path, bucket: ObjectStore
+    ):
+        found = storage.check_store(home)
+        assert found == ok("store", f"{bucket.address}: written, read and deleted, and conditions on PUT are honoured")
+        assert set(bucket.names("")) == {"conditional-put"}
 
-        monkeypatch.setenv("POTSTILL_STORE", "memory://bucket/prefix")
-        assert storage.check_store(home) == ok("store", "memory://bucket/prefix: written, read and deleted")
-        assert fsspec.filesystem("memory").find("/bucket") == []
+    @pytest.mark.flow
+    def test_a_bucket_whose_server_ignores_conditions_fails_as_a_run_would(
+        self, home: Path, bucket: ObjectStore, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    ):
+        with S3Proxy(s3_server) as proxy:
+            proxy.manner = Manner.DEAF
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            monkeypatch.setenv("POTSTILL_STORE", f"{bucket.address}/deaf")  # of which this process knows nothing yet
+            found = storage.check_store(home)
+        assert found.status == "fail"
+        assert "this server ignores IfNoneMatch on PUT" in found.said
 
-    def test_a_store_of_an_unknown_kind_fails(self, home: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setenv("POTSTILL_STORE", "gopher://bucket")
-        assert storage.check_store(home).status == "fail"
+    @pytest.mark.parametrize("address", ["gopher://bucket", "memory://bucket/prefix", "/a/directory"])
+    def test_what_is_no_bucket_fails_as_a_run_would(self, home: Path, monkeypatch: pytest.MonkeyPatch, address: str):
+        monkeypatch.setenv("POTSTILL_STORE", address)
+        found = storage.check_store(home)
+        assert found.status == "fail"
+        assert f"POTSTILL_STORE={address}: not an address of a bucket" in found.said
 
     def test_a_ledger_opens_and_takes_writes(self, home: Path):
         found = storage.check_ledger()
