@@ -1,5 +1,6 @@
 """One prompt that never gets a usable answer stops no run; an endpoint that gives none stops it, and keeps all prompts."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
@@ -12,6 +13,7 @@ from potstill.artifacts import ArtifactStore
 from potstill.errors import TransientTeacherError
 from potstill.ledger import AttemptPlan, Ledger, Settlement
 from potstill.ledger.entries import NO_CAPS
+from potstill.llm import breaker
 from potstill.llm.messages import Reply
 from potstill.llm.retrying import RetryPolicy
 from potstill.records import Completion, Usage, read_parquet
@@ -99,22 +101,30 @@ def test_an_endpoint_that_gives_nothing_usable_loses_no_prompt(ledger: Ledger, t
     assert kept_from_training(plan, ledger, tmp_path) == []
 
 
-@pytest.mark.flow  # an outage lasts some seconds
+@pytest.mark.flow  # it asks for 1,200 answers
 @pytest.mark.parametrize("concurrency", [8, 32])
 def test_an_endpoint_whose_answers_become_empty_all_at_once_loses_no_prompt(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, concurrency: int
 ) -> None:
-    monkeypatch.setattr("potstill.llm.breaker.LASTING_SECONDS", 1.5)
-    with FakeTeacher(lambda asked: EMPTY if asked.number >= 40 else None, latency=0.005) as teacher:
+    enough = 40 + 3 * 2 * concurrency
+    monkeypatch.setattr(breaker, "LASTING_SECONDS", math.inf)
+
+    def fail(asked: Asked) -> Fault | None:
+        """The outage has lasted once so many have met it, however long that takes."""
+        if asked.number > enough:
+            breaker.LASTING_SECONDS = 0.0
+        return EMPTY if asked.number >= 40 else None
+
+    with FakeTeacher(fail, latency=0.005) as teacher:
         plan = make_plan(ListedRows(numbered_rows(1200)), make_teacher(teacher.url, concurrency=concurrency), None)
         with pytest.raises(TransientTeacherError, match="attempts failed, for"):
             ask(plan, ledger)
-        assert len(teacher.requests) > 40 + 3 * 2 * concurrency, "some met nothing else, as often as it takes"
+        assert len(teacher.requests) > enough, "some met nothing else, as often as it takes"
         teacher.behaviour = None
         assert ask(plan, ledger).answered == 1160
 
 
-@pytest.mark.flow  # as do the pauses between their attempts
+@pytest.mark.flow  # the pauses between their attempts take seconds
 def test_many_bad_prompts_that_outlast_all_good_ones_do_not_speak_against_the_endpoint(ledger: Ledger) -> None:
     bad = {f"#{number:04}" for number in range(2, 62, 4)}
     patient = RetryPolicy(attempts=6, first_wait_seconds=0.1, longest_wait_seconds=3)
