@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.postgres import is_required
 
@@ -17,6 +17,8 @@ SHOTS_VARIABLE = "POTSTILL_TESTS_SCREENSHOTS"
 MILLISECONDS = 30_000
 
 Shoot = Callable[[Page, str], None]
+
+expect.set_options(timeout=MILLISECONDS)  # its own default is 5 s, whatever a context says
 
 
 def find_chromium() -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from potstill.recipe import Recipe
 from potstill.recipe_file import load_recipe
@@ -28,8 +28,9 @@ def test_the_form_shows_every_field_and_sends_the_recipe_that_it_shows(server: R
     schema = Recipe.model_json_schema()
     for way in titles_of(schema, schema["$defs"]):
         field = form.field("recipe", *way)
-        assert field.locator("textarea, input, .cm-content, [role=switch], [role=tab], button").count(), way
-        assert field.is_visible(), way
+        controls = field.locator("textarea, input, .cm-content, [role=switch], [role=tab], button")
+        expect(controls.first, str(way)).to_be_attached()
+        expect(field, str(way)).to_be_visible()
     form.write("recipe", "notes", text="from the form")
     form.write("recipe", "teacher", "response schema", text='{"type": "string"}')
     page.get_by_role("button", name="Submit").click()
