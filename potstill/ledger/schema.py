@@ -61,7 +61,7 @@ prices = Table(
     "prices",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("content", String, nullable=False, unique=True),  # the rates as JSON, with their source
+    Column("content", String, nullable=False, unique=True),  # Rates.snapshot() as JSON
 )
 
 batches = Table(
@@ -99,7 +99,7 @@ attempts = Table(
     Column("reasoning_tokens", Integer, nullable=False),
     Column("cost_usd", Usd),  # NULL while in flight, and for ever where nobody knows
     Column("bound_usd", Usd, nullable=False),  # what it cannot exceed
-    Column("price", ForeignKey("prices.id"), nullable=False),  # the rates that were applied
+    Column("price", ForeignKey("prices.id"), nullable=False),  # the rates that apply, tiers included
     Column("owner", ForeignKey("owners.id"), nullable=False),
     Column("batch", ForeignKey("batches.token")),  # NULL for a request of its own
     Column("started_at", Float, nullable=False),

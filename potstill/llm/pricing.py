@@ -1,9 +1,9 @@
 """What an answer costs, as Decimal USD; a price that nobody knows is an error, never zero."""
 
-from bisect import bisect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time
 from decimal import Decimal
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from potstill.errors import UnknownPriceError
@@ -14,13 +14,36 @@ from potstill.records import Usage
 MILLION = Decimal(1_000_000)
 BATCH_SHARE = Decimal("0.5")
 """What a batch costs of the price of single requests, at every provider that has both."""
-PRICED = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "requests_kcount")
-"""The list's names of what is priced here."""
-
+MIDNIGHT = time(tzinfo=UTC)
 CACHE_WRITE_SHARE = Decimal("1.25")
 """What Anthropic bills for a token that is kept for 5 minutes, of the price of input. Source: its guide "Prompt caching"."""
 
 Processing = Literal["online", "batch"]
+
+
+class Tier(NamedTuple):
+    """Prices of a million tokens, by kind, and of a request, for prompts of some length at some time of day."""
+
+    input: Decimal
+    cached_input: Decimal
+    cache_write: Decimal
+    output: Decimal
+    request: Decimal
+    from_input: int = 0
+    """Tokens of input: all tokens of a prompt that has so many, or more, have these prices."""
+    from_time: time = MIDNIGHT
+    """Of day; until the next tier's, or the end of the day."""
+
+    def cost(self, usage: Usage) -> Decimal:
+        """USD for one answer; tokens of reasoning are tokens of output."""
+        fresh = usage.input - usage.cached_input - usage.cache_write
+        total = fresh * self.input + usage.cached_input * self.cached_input + usage.cache_write * self.cache_write
+        return (total + usage.output * self.output) / MILLION + self.request
+
+    def upper_bound(self, num_input: int, max_tokens: int) -> Decimal:
+        """USD that so many tokens of input and of output cannot exceed, whatever of the input a cache holds."""
+        dearest = max(self.input, self.cached_input, self.cache_write)
+        return (num_input * dearest + max_tokens * self.output) / MILLION + self.request
 
 
 class Rates(NamedTuple):
@@ -31,47 +54,43 @@ class Rates(NamedTuple):
     output: Decimal
     source: str
     """Kept with every attempt, so that a bill can be explained later."""
-    tiered: Callable[[Usage], Decimal] | None = None
-    """The cost of an answer that comes now, where the price of a token depends on the length of the prompt or on the time
-    of day; the rates are then the dearest."""
     request: Decimal = Decimal(0)
     """USD for one answered request, whatever its length."""
     cache_write: Decimal | None = None
     """Tokens that are put into the provider's prompt cache; None where they cost what others do."""
+    tiers: tuple[Tier, ...] = ()
+    """What is billed instead for longer prompts, and later in the day; by time, then by length."""
 
-    def snapshot(self) -> dict[str, str]:
-        """The rates and their source, as the ledger keeps them with every attempt."""
-        return {
-            "input_per_million": str(self.input),
-            "cached_input_per_million": str(self.cached_input),
-            "cache_write_per_million": str(self.input if self.cache_write is None else self.cache_write),
-            "output_per_million": str(self.output),
-            "request": str(self.request),
-            "source": self.source,
-        }
+    def snapshot(self) -> dict[str, Any]:
+        """The rates and their source, as the ledger keeps them with every attempt; tiers only where there are any."""
+        kept: dict[str, Any] = {**_kept(self._first()), "source": self.source}
+        if self.tiers:
+            kept["tiers"] = [
+                {"from_input_tokens": it.from_input, "from_time": it.from_time.isoformat(), **_kept(it)}
+                for it in self.tiers
+            ]
+        return kept
 
     @classmethod
-    def from_snapshot(cls, snapshot: Mapping[str, str]) -> "Rates":
-        """The rates of a snapshot; where prices depended on length or time of day, the dearest."""
-        given, cached = Decimal(snapshot["input_per_million"]), Decimal(snapshot["cached_input_per_million"])
-        written = snapshot.get("cache_write_per_million")
+    def from_snapshot(cls, snapshot: Mapping[str, Any]) -> "Rates":
+        """The rates of a snapshot. One of a ledger from before there were tiers has the dearest in their place."""
+        tiers = (
+            _read(kept)._replace(from_input=kept["from_input_tokens"], from_time=time.fromisoformat(kept["from_time"]))
+            for kept in snapshot.get("tiers", ())
+        )
+        return cls.of([_read(snapshot), *tiers], snapshot["source"])
+
+    @classmethod
+    def of(cls, tiers: Sequence[Tier], source: str) -> "Rates":
+        """The rates of a provider's tiers, that of short prompts at midnight first."""
+        first = tiers[0]
         return cls(
-            given,
-            cached,
-            Decimal(snapshot["output_per_million"]),
-            snapshot["source"],
-            request=Decimal(snapshot["request"]),
-            cache_write=None if written is None else Decimal(written),
+            first.input, first.cached_input, first.output, source, first.request, first.cache_write, tuple(tiers[1:])
         )
 
     def cost(self, usage: Usage) -> Decimal:
-        """USD for one answer; tokens of reasoning are tokens of output."""
-        if self.tiered is not None:
-            return self.tiered(usage)
-        fresh = usage.input - usage.cached_input - usage.cache_write
-        total = fresh * self.input + usage.cached_input * self.cached_input + usage.output * self.output
-        total += usage.cache_write * (self.input if self.cache_write is None else self.cache_write)
-        return total / MILLION + self.request
+        """USD for one answer, at the time of day at which this is asked."""
+        return (self._applied(usage.input, _now()) if self.tiers else self._first()).cost(usage)
 
     def upper_bound(self, request_bytes: int, max_tokens: int, hidden_tokens: int = 0) -> Decimal:
         """USD that one request cannot exceed: no tokenizer makes more tokens than there are UTF-8 bytes.
@@ -81,8 +100,46 @@ class Rates(NamedTuple):
             max_tokens: of the answer.
             hidden_tokens: of input that the body's length does not bound; see `potstill.llm.messages.hidden_tokens`.
         """
-        dearest = max(self.input, self.cached_input, self.cache_write or self.input)
-        return ((request_bytes + hidden_tokens) * dearest + max_tokens * self.output) / MILLION + self.request
+        num_input = request_bytes + hidden_tokens
+        return self.dearest(num_input).upper_bound(num_input, max_tokens)
+
+    def dearest(self, num_input: int) -> Tier:
+        """The highest price of each kind, of all that a prompt of so many tokens at most may have at any time of day."""
+        reached = (it for it in self._all() if it.from_input <= num_input)
+        return Tier(*map(max, zip(*reached, strict=True)))
+
+    def _applied(self, num_input: int, now: time) -> Tier:
+        """The last one that has begun: they are in the order of time, then of length."""
+        begun = (it for it in self._all() if it.from_time <= now and it.from_input <= num_input)
+        return max(begun, key=lambda it: (it.from_time, it.from_input))
+
+    def _all(self) -> tuple[Tier, ...]:
+        return (self._first(), *self.tiers)
+
+    def _first(self) -> Tier:
+        written = self.input if self.cache_write is None else self.cache_write
+        return Tier(self.input, self.cached_input, written, self.output, self.request)
+
+
+def _kept(tier: Tier) -> dict[str, str]:
+    return {
+        "input_per_million": str(tier.input),
+        "cached_input_per_million": str(tier.cached_input),
+        "cache_write_per_million": str(tier.cache_write),
+        "output_per_million": str(tier.output),
+        "request": str(tier.request),
+    }
+
+
+def _read(kept: Mapping[str, Any]) -> Tier:
+    given = kept["input_per_million"]
+    return Tier(
+        Decimal(given),
+        Decimal(kept["cached_input_per_million"]),
+        Decimal(kept.get("cache_write_per_million", given)),
+        Decimal(kept["output_per_million"]),
+        Decimal(kept["request"]),
+    )
 
 
 def find_rates(
@@ -120,7 +177,7 @@ def find_rates(
 
 
 def _from_list(model: str, processing: Processing, **where: Any) -> Rates | None:
-    """The dearest rates of a model at one provider, or at any; None where the list does not have it there.
+    """The rates of a model at one provider, or at any; None where the list does not have it there.
 
     Source: genai-prices, whose `price_context` chooses among the variants of a price.
     """
@@ -139,19 +196,9 @@ def _from_list(model: str, processing: Processing, **where: Any) -> Rates | None
     except LookupError:
         return None
     day = {start: ask(datetime.combine(today, start)).model_price for start in _changes(found.model, today)}
-    dearest = {name: _dearest(day.values(), name) for name in PRICED}
-    per_input, per_output, cached = (dearest[name] for name in ("input_mtok", "output_mtok", "cache_read_mtok"))
-    if per_input is None or per_output is None:
-        return None
-    return Rates(
-        per_input,
-        per_input if cached is None else cached,
-        per_output,
-        _source(f"genai-prices {found.provider.id}/{found.model.id}", processing),
-        _tiered(day),
-        (dearest["requests_kcount"] or Decimal(0)) / 1000,
-        dearest["cache_write_mtok"],
-    )
+    tiers = [list(_tiers(price, start)) for start, price in day.items()]
+    source = _source(f"genai-prices {found.provider.id}/{found.model.id}", processing)
+    return Rates.of(list(chain.from_iterable(tiers)), source) if all(tiers) else None
 
 
 def _source(name: str, processing: Processing) -> str:
@@ -168,42 +215,36 @@ def _changes(model: Any, today: datetime) -> list[time]:
         if hasattr(condition.constraint, name)
     ]
     moments = (datetime.combine(today, moment, tzinfo=moment.tzinfo or UTC) for moment in times)
-    return sorted({time(tzinfo=UTC), *(moment.astimezone(UTC).timetz() for moment in moments)})
+    return sorted({MIDNIGHT, *(moment.astimezone(UTC).timetz() for moment in moments)})
 
 
-def _dearest(prices: Iterable[Any], name: str) -> Decimal | None:
-    """The highest price that a kind of token has in any tier, at any time of day; None where it has none of its own."""
-    found: list[Decimal] = []
-    for value in (getattr(price, name, None) for price in prices):
-        if value is not None:
-            found += [value.base, *(tier.price for tier in value.tiers)] if hasattr(value, "tiers") else [value]
-    return max(found, default=None)
-
-
-def _tiered(day: Mapping[time, Any]) -> Callable[[Usage], Decimal] | None:
-    """What an answer costs at the time of day at which it is asked for the cost; None where nothing depends on that.
-
-    Args:
-        day: the list's price from each time of day on, in order.
-    """
-    from genai_prices import Usage as ListUsage
-
-    starts, prices = list(day), list(day.values())
-    has_tiers = any(hasattr(value, "tiers") for price in prices for value in vars(price).values())
-    if len(prices) == 1 and not has_tiers:
-        return None
-
-    def cost(usage: Usage) -> Decimal:
-        counted = ListUsage(
-            input_tokens=usage.input,
-            cache_read_tokens=usage.cached_input,
-            cache_write_tokens=usage.cache_write,
-            output_tokens=usage.output,
+def _tiers(price: Any, from_time: time) -> Iterator[Tier]:
+    """One of the list's prices, by the length of the prompt; none where tokens have no price in it."""
+    lengths = {tier.start + 1 for value in vars(price).values() for tier in getattr(value, "tiers", ())}
+    for from_input in sorted({0, *lengths}):
+        per_input, per_output = (_price_at(price, name, from_input) for name in ("input_mtok", "output_mtok"))
+        if per_input is None or per_output is None:
+            return
+        cached, written, requests = (
+            _price_at(price, name, from_input) for name in ("cache_read_mtok", "cache_write_mtok", "requests_kcount")
         )
-        price = prices[bisect(starts, _now()) - 1]
-        return price.calc_price(counted)["total_price"]
+        yield Tier(
+            per_input,
+            per_input if cached is None else cached,
+            per_input if written is None else written,
+            per_output,
+            (requests or Decimal(0)) / 1000,
+            from_input,
+            from_time,
+        )
 
-    return cost
+
+def _price_at(price: Any, name: str, num_input: int) -> Decimal | None:
+    """What one of the list's prices asks for a kind of token in a prompt of so many; None where it is none of its own."""
+    value: Any = getattr(price, name, None)
+    if not hasattr(value, "tiers"):
+        return value
+    return [value.base, *(tier.price for tier in value.tiers if tier.start < num_input)][-1]
 
 
 def _now() -> time:

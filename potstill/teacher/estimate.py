@@ -127,11 +127,15 @@ def estimate_usd(sampled: Sequence[SampledPrompt], missing: Missing, rates: Rate
 
 
 def bound_usd(missing: Missing, rates: Rates, max_tokens: int) -> Decimal:
-    """What asking once for each missing answer cannot exceed, in USD: the sum of `Rates.upper_bound`."""
+    """What asking once for each missing answer cannot exceed, in USD: the sum of `Rates.upper_bound`.
+
+    Where longer prompts have other prices it may be more: nobody knows the longest, but none is longer than all together.
+    """
     if not missing.answers:
         return Decimal(0)
-    fees = rates.request * (missing.answers - 1)
-    return rates.upper_bound(missing.request_bytes, missing.answers * max_tokens, missing.hidden_tokens) + fees
+    num_input = missing.request_bytes + missing.hidden_tokens
+    dearest = rates.dearest(num_input)
+    return dearest.upper_bound(num_input, missing.answers * max_tokens) + dearest.request * (missing.answers - 1)
 
 
 def predict(sampled: Sequence[SampledPrompt], missing: Missing, measure: Measure) -> Figure | None:

@@ -6,6 +6,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, time
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from potstill.ledger.database import KEYS_A_QUERY, Database
 from potstill.ledger.entries import NO_CAPS, Admission
 from potstill.ledger.spend import Spend, add_up
 from potstill.llm.messages import Reply
-from potstill.llm.pricing import Rates
+from potstill.llm.pricing import Rates, Tier
 from potstill.owner import this_process
 from potstill.records import Usage
 
@@ -140,6 +141,17 @@ def test_one_group_asks_for_a_key_once(ledger: Ledger) -> None:
 def test_what_was_refused_for_good_is_not_asked_again(ledger: Ledger) -> None:
     settle(ledger, begun(ledger, plan("k")), plan("k"), "refused")
     assert ledger.begin(plan("k")) == Admission(None, "refused")
+
+
+def test_a_batched_request_has_the_rates_of_the_time_at_which_it_was_begun_tiers_included(
+    ledger: Ledger, url: str
+) -> None:
+    dear = Tier(Decimal(5), Decimal("2.5"), Decimal(5), Decimal(15), Decimal(0), 200_001, time(16, 30, tzinfo=UTC))
+    tiered = plan("k")._replace(rates=RATES._replace(cache_write=Decimal("2.5"), tiers=(dear,)))
+    ledger.begin_batch("token", "openai", "http://127.0.0.1:9/v1", "run", [(tiered, NO_CAPS), (plan("flat"), NO_CAPS)])
+    first, second = Ledger(url).in_batch("token")
+    assert first.plan == tiered
+    assert second.plan.rates == RATES._replace(cache_write=Decimal("2.5"))
 
 
 def test_a_refusal_holds_where_the_clock_was_set_back_after_the_attempt_before_it(

@@ -2,12 +2,13 @@ from datetime import UTC, datetime, time
 from decimal import Decimal
 
 import genai_prices
+import orjson
 import pytest
 from genai_prices.data_snapshot import get_snapshot
 
 from potstill.errors import UnknownPriceError
 from potstill.llm import pricing
-from potstill.llm.pricing import Processing, Rates, find_rates
+from potstill.llm.pricing import Processing, Rates, Tier, find_rates
 from potstill.recipe import Price
 from potstill.records import Usage
 
@@ -122,11 +123,30 @@ def test_a_host_that_the_list_does_not_know_asks_for_its_price_whatever_others_a
         find_rates("openai_compatible", "gpt-4o", "https://reseller.example/v1", None)
 
 
-def test_where_the_price_hangs_on_the_length_the_bound_takes_the_dearest_and_the_cost_the_right_one() -> None:
-    rates = find_rates("openai_compatible", "gemini-2.5-pro", "https://generativelanguage.googleapis.com", None)
-    assert rates.tiered is not None
-    short, long = rates.cost(Usage(input=1000)) / 1000, rates.cost(Usage(input=900_000)) / 900_000
-    assert short < long <= rates.input / 1_000_000
+SONNET = ("anthropic", "claude-sonnet-4-5", "https://api.anthropic.com/v1", None)
+
+
+@pytest.mark.parametrize("processing", ["online", "batch"])
+def test_a_bound_leaves_out_only_the_tiers_that_a_requests_bytes_as_tokens_cannot_reach(processing: Processing) -> None:
+    rates = find_rates(*SONNET, processing)
+    (long,) = rates.tiers
+    assert long.from_input == 200_001
+    assert long.input == 2 * rates.input
+    most = rates.cache_write or Decimal(0)
+    assert rates.upper_bound(200_000, 100) == (200_000 * most + 100 * rates.output) / 1_000_000
+    dearest = (200_001 * long.cache_write + 100 * long.output) / 1_000_000
+    assert rates.upper_bound(200_001, 100) == rates.upper_bound(150_001, 100, hidden_tokens=50_000) == dearest
+    for size in (1000, 200_000, 200_001, 900_000):
+        usage = Usage(input=size, cache_write=size, output=100)
+        assert rates.cost(usage) == rates.upper_bound(size, 100)
+
+
+def test_a_bound_takes_the_dearest_of_each_kind_whichever_tier_it_is_in() -> None:
+    cheap_when_long = Tier(*(Decimal(price) for price in (1, 1, 1, 9, 0)), from_input=100)
+    rates = Rates(Decimal(2), Decimal(2), Decimal(8), "list", tiers=(cheap_when_long,))
+    assert rates.upper_bound(99, 10) == Decimal("0.000278")
+    assert rates.upper_bound(100, 10) == Decimal("0.000290")
+    assert rates.cost(Usage(input=100, output=10)) == Decimal("0.000190")
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-4o-mini", "gemini-2.5-pro"])
@@ -155,8 +175,43 @@ def test_where_the_price_hangs_on_the_time_of_day_the_bound_takes_the_dearest_an
         )
         assert rates.cost(usage) == listed.total_price <= rates.upper_bound(1000, 1000)
         costs.add(rates.cost(usage))
+        assert Rates.from_snapshot(orjson.loads(orjson.dumps(rates.snapshot()))).cost(usage) == listed.total_price
     assert len(costs) == 2
-    assert Rates.from_snapshot(rates.snapshot()).cost(usage) == max(costs)
+
+
+def test_a_snapshot_of_before_there_were_tiers_has_its_prices_at_every_length() -> None:
+    old = {
+        "input_per_million": "3",
+        "cached_input_per_million": "0.3",
+        "output_per_million": "11.25",
+        "request": "0.001",
+        "source": "genai-prices anthropic/claude-sonnet-4-5, batch",
+    }
+    rates = Rates.from_snapshot(old)
+    assert rates.cost(Usage(input=1000, cached_input=500, output=100)) == Decimal("0.003775")
+    assert rates.snapshot() == {**old, "cache_write_per_million": "3"}
+
+
+def test_a_snapshot_bills_what_the_list_bills_at_every_length_and_the_bound_holds() -> None:
+    num_tiered = 0
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            rates = pricing._from_list(model.id, "online", provider_id=provider.id)
+            if rates is None or not rates.tiers or any(it.from_time != pricing.MIDNIGHT for it in rates.tiers):
+                continue
+            num_tiered += 1
+            kept = Rates.from_snapshot(orjson.loads(orjson.dumps(rates.snapshot())))
+            starts = {1, 1000, *(it.from_input for it in rates.tiers)}
+            for size in sorted(starts | {start - 1 for start in starts} - {0}):
+                cached, written = size // 2, size // 3
+                counted = genai_prices.Usage(
+                    input_tokens=size, cache_read_tokens=cached, cache_write_tokens=written, output_tokens=7
+                )
+                listed = genai_prices.calc_price(counted, model.id, provider_id=provider.id).total_price
+                usage = Usage(input=size, cached_input=cached, cache_write=written, output=7)
+                assert kept.cost(usage) == rates.cost(usage) == listed, (provider.id, model.id, size)
+                assert listed <= rates.upper_bound(size, 7)
+    assert num_tiered > 50
 
 
 def test_a_price_of_a_request_is_part_of_the_cost_and_of_the_bound() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from potstill.llm.pricing import Rates
+from potstill.llm.pricing import Rates, Tier
 from potstill.records import Usage
 from potstill.statistics import t_quantile
 from potstill.teacher.estimate import (
@@ -150,6 +150,13 @@ def test_the_bound_is_the_sum_of_the_bounds_of_all_requests_and_their_fees() -> 
     rates = RATES._replace(request=Decimal("0.001"))
     sizes = (100, 250, 4000)
     assert bound_usd(Missing(3, sum(sizes)), rates, 64) == sum(rates.upper_bound(size, 64) for size in sizes)
+
+
+def test_the_bound_holds_whichever_tiers_the_requests_reach() -> None:
+    long = Tier(*(Decimal(price) for price in (5, 5, 5, 9)), request=Decimal("0.002"), from_input=1000)
+    rates = RATES._replace(tiers=(long,))
+    for sizes in ((100, 250), (100, 4000), (600, 600)):
+        assert bound_usd(Missing(2, sum(sizes)), rates, 64) >= sum(rates.upper_bound(size, 64) for size in sizes)
 
 
 def test_a_fee_for_each_request_goes_with_the_answers_and_not_with_their_length() -> None:

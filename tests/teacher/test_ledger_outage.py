@@ -1,5 +1,6 @@
 """What a session does while its ledger's database is away: it sends nothing, keeps what is paid for, and can be left."""
 
+import datetime as dt
 import os
 import signal
 import threading
@@ -16,8 +17,8 @@ from sqlalchemy import create_engine, text
 from potstill.errors import LedgerError
 from potstill.ledger import Ledger
 from potstill.ledger.entries import NO_CAPS
+from potstill.llm.pricing import MIDNIGHT, Rates, Tier
 from potstill.llm.retrying import RetryPolicy
-from potstill.records import Usage
 from potstill.teacher.plan import TeachPlan, make_plan
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
@@ -141,17 +142,23 @@ def test_ctrl_c_ends_a_session_whose_database_is_away(url: str) -> None:
     assert time.monotonic() - pressed[0] < 5
 
 
-def test_an_answer_costs_the_price_of_the_moment_at_which_it_came_and_is_priced_once(url: str) -> None:
+def test_an_answer_costs_the_price_of_the_moment_at_which_it_came_and_is_priced_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger = AwayLedger(url)
+    free, noon = Decimal(0), MIDNIGHT.replace(hour=12)
+    late = Tier(free, free, free, free, request=Decimal("0.25"), from_time=noon)
+    rates = Rates(free, free, free, "list", request=Decimal("0.5"), tiers=(late,))
     asked: list[Decimal] = []
 
-    def cost(_: Usage) -> Decimal:
+    def now() -> dt.time:
         asked.append(Decimal("0.25") if ledger.tries > 10 else Decimal("0.5"))
-        return asked[-1]
+        return noon if ledger.tries > 10 else MIDNIGHT
 
+    monkeypatch.setattr("potstill.llm.pricing._now", now)
     with FakeTeacher(latency=0.02) as teacher:
         given = planned(teacher)
-        plan = given._replace(rates=given.rates._replace(tiered=cost))
+        plan = given._replace(rates=rates)
         thread = when(lambda: ledger.tries > 10, lambda: setattr(ledger, "is_mended", True))
         with suppress(LedgerError), TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
             session.answer()
