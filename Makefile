@@ -17,7 +17,7 @@ help:
 	@echo "make test       unit, flow and one real case of each kind"
 	@echo "make test-unit  the unit tier, under a minute"
 	@echo "make drill      the long runs: kill -9 in every stage, rubbish in every place, teachers that fail, operations"
-	@echo "make drill-operations  those on a Prefect server: nights, approvals, crashes, webhooks, browser, box"
+	@echo "make drill-operations  the core of operations: nights, approvals, cancels, crashes, webhooks, browser"
 	@echo "make bench      Potstill beside its peers, as ratios; results in bench/results"
 	@echo "make bench-teacher  the teacher stage beside curator and the OpenAI SDK, in environments that it makes"
 	@echo "make check      format, lint, types"
@@ -57,11 +57,16 @@ test: test-unit
 
 DRILL := $(BIN)/pytest -m drill -o addopts="-ra --strict-markers -s --durations=0 --durations-min=1"
 
+OPERATIONS := $(addprefix tests/drills/operations/test_,operations.py crashes.py server.py outages.py)
+
 drill: setup
 	$(DRILL)
 
+# Two files at once, since most of their time is waiting; the webhooks alone, since their answers are timed.
 drill-operations: setup
-	$(DRILL) tests/drills/operations tests/browser
+	$(BIN)/pytest -m drill -o addopts="-ra -rP --strict-markers --durations=0 --durations-min=1" -n 2 --dist loadfile \
+		$(OPERATIONS) tests/browser
+	$(DRILL) tests/drills/operations/test_webhook_drill.py
 
 bench: setup
 	$(BIN)/python -m bench

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from potstill.teacher.outcome import BatchReport, Step
+from tasks.server_errors import SERVER_ERRORS
 
 WARN_SECONDS = 30.0
 """How often a batch's log says what fails."""
@@ -50,7 +50,7 @@ class BatchBar:
         share = 100 * min(done, self._answers) / max(self._answers, 1)
         said = f"{done} of {self._answers} answers, {spent.cost_usd:.4f} USD in {spent.attempts} attempts"
         said += f", {spent.failures()}" if spent.failed else ""
-        with suppress(httpx.HTTPError):
+        with suppress(*SERVER_ERRORS):
             if self._bar is not None:
                 update_progress_artifact(self._bar, share, description=said)
                 return

@@ -5,15 +5,18 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import TaskRunContext
-from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
 
+from tasks.server_errors import SERVER_ERRORS
+
+RETRIES = 3
+"""Some 14 s, for a server that is busy: who cancels is about to be killed."""
 SIGNAL_SECONDS = 60.0
 """So long a run that asked to be cancelled waits for its worker's signal."""
 
@@ -24,10 +27,10 @@ def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
 
 
 def cancel_runs(runs: list[FlowRun], reason: str) -> None:
-    """Ask for each run to be cancelled; a server that is away cannot be asked."""
-    with get_client(sync_client=True) as client:
+    """Ask for each run to be cancelled; a server that stays away cannot be asked."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}), get_client(sync_client=True) as client:
         for run in runs:
-            with suppress(httpx.HTTPError, PrefectException):
+            with suppress(*SERVER_ERRORS):
                 client.set_flow_run_state(run.id, Cancelling(message=reason))
 
 

@@ -5,14 +5,14 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from potstill.errors import OrchestratorError
 from tasks.cancelling import cancel_runs
+from tasks.server_errors import SERVER_ERRORS
 
 POLL_SECONDS = 1.0
 OUTAGE_SECONDS = 600.0
@@ -50,6 +50,7 @@ def _wait_for(child: FlowRun) -> State[Any]:
 
 
 def _look(client: SyncPrefectClient, run_id: UUID) -> State[Any] | None:
-    with suppress(httpx.HTTPError, PrefectException):
+    """Without the client's own retries, which take half an hour together: it is looked again anyway."""
+    with suppress(*SERVER_ERRORS), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         return client.read_flow_run(run_id).state
     return None

@@ -21,7 +21,7 @@ from tasks.logs import line_logger
 from tasks.policies import OF_A_BATCH
 from tasks.provider_batches import ask_in_batches
 from tasks.runners import batch_runner
-from tasks.spending import wait_for
+from tasks.spending import spending_stops_first, wait_for
 
 
 def teach(recipe: Recipe, prompts: ArtifactRef) -> ArtifactRef:
@@ -42,7 +42,7 @@ def _ask_online(recipe: Recipe, prompts: ArtifactRef, *, is_collected: bool) -> 
     done = sorted(set(range(len(split_batches(plan)))) - set(asking))
     what = {"recipe": unmapped(recipe), "prompts": unmapped(prompts)}
     ask_again = teach_batch.with_options(refresh_cache=True)  # the ledger knows better than a cache
-    with batch_runner(recipe, prompts, is_collected=is_collected) as runner:
+    with batch_runner(recipe, prompts, is_collected=is_collected) as runner, spending_stops_first():
         batches = [*runner.map(teach_batch, {"index": done, **what}), *runner.map(ask_again, {"index": asking, **what})]
         wait_for(batches, plan, recipe)
 

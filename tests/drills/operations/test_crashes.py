@@ -20,6 +20,8 @@ REPORT_SECONDS = 15
 """Runner and worker report a crash each, seconds apart; the later report undoes a retry that came between them."""
 ZOMBIE_SECONDS = 120
 """Within these, a run whose worker died with it is Crashed, and its slot free."""
+TOLD_SECONDS = 30
+"""Within these the worker tells of a run whose process has gone."""
 CONCURRENCY = 16
 """A recipe's, where it does not say."""
 GOING_ON = {"PAUSED", "SCHEDULED", "PENDING", "RUNNING"}
@@ -90,12 +92,29 @@ def test_a_killed_training_is_gone_on_with_and_a_killed_worker_does_not_stop_it(
     second = line.children(run)[1]
     line.wait_for_state(second, lambda state: state["type"] == "RUNNING", 120)
     freed = time.monotonic() - killed
+    assert freed < ZOMBIE_SECONDS, "its slot is free"
     line.workers["gpu"].send_signal(signal.SIGKILL)
     assert line.wait_for_end(second)["type"] == "COMPLETED", "what a dead worker left behind goes on"
     line.start_worker("gpu")
     ended = line.wait_for_end(run)
     assert ended["name"] == "Completed", ended["message"]
     print(f"\nworker and child killed: Crashed after {crashed:.0f} s, the next child ran after {freed:.0f} s")
+
+
+def test_a_killed_training_whose_worker_lives_is_told_at_once_and_gone_on_with(scene: Scene) -> None:
+    line = scene.line
+    recipe = scene.recipe("shot", training={"epochs": 60, "seed": 6}, compute={"train": "pool"})
+    run, child, _ = scene.start_training(recipe)
+    scene.await_checkpoint()
+    _kill(scene, child)
+    killed = time.monotonic()
+    assert line.wait_for_end(child, TOLD_SECONDS)["type"] == "CRASHED"
+    told = time.monotonic() - killed
+    ended = line.wait_for_end(run)
+    assert ended["name"] == "Completed", ended["message"]
+    step = _resumed_from(scene, "shot")
+    assert step > 0
+    print(f"\nchild killed, its worker alive: Crashed after {told:.1f} s, the next child went on from step {step}")
 
 
 def test_a_run_that_dies_with_its_worker_leaves_its_training_to_the_next_run(scene: Scene) -> None:
@@ -122,10 +141,14 @@ def test_a_run_that_dies_with_its_worker_leaves_its_training_to_the_next_run(sce
 
 def _crash(scene: Scene, run: dict[str, Any]) -> None:
     """Kill the run's process and whatever it started, as the kernel's memory guard does."""
+    _kill(scene, run)
+    assert scene.line.wait_for_state(run, lambda state: state["type"] not in GOING_ON)["type"] == "CRASHED"
+
+
+def _kill(scene: Scene, run: dict[str, Any]) -> None:
     flow = scene.line.process_of(run)
     for process in (flow, *flow.children(recursive=True)):
         process.send_signal(signal.SIGKILL)
-    assert scene.line.wait_for_state(run, lambda state: state["type"] not in GOING_ON)["type"] == "CRASHED"
 
 
 def _retry(scene: Scene, run: dict[str, Any]) -> dict[str, Any]:
