@@ -21,6 +21,7 @@ from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
 from potstill.subprocesses import process_started_at
 from tests.ports import free_ports
+from tests.prefect_server import patiently
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 60.0
@@ -123,15 +124,10 @@ class ClonedBox:
         return self.ask("POST", path, {"state": {"type": "SCHEDULED"}, **body})["id"]
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """As Prefect's own client: asked again where SQLite is busy, which the server answers with 503."""
-        for _ in range(10):
-            try:
-                return self.api.get(path) if method == "GET" else self.api.post(path, body)
-            except OrchestratorError as error:
-                if "answers 503" not in str(error) and "does not answer" not in str(error):
-                    raise
-                time.sleep(1)
-        raise AssertionError(f"{method} {path}: no answer\n{self.logs()}")
+        try:
+            return patiently(lambda: self.api.get(path) if method == "GET" else self.api.post(path, body))
+        except OrchestratorError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from error
 
     def run_state(self, run: str) -> dict[str, Any]:
         return self.ask("GET", f"/flow_runs/{run}")["state"]

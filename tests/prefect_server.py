@@ -8,16 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
+from potstill.errors import OrchestratorError
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 AUTH = ("potstill", "of-the-tests")
 """As `make up` does it: the server lets in only who has this."""
 PREFECT = (sys.executable, "-m", "prefect")
+PATIENCE = 10
+
+T = TypeVar("T")
 
 
 class RunningServer(NamedTuple):
@@ -106,6 +110,18 @@ def wait_for(look: Callable[[], Any], seconds: float) -> Any:
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.3)
     return found
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """As Prefect's own client: asked again where SQLite is busy, which the server answers with 503, or where it is away."""
+    for _ in range(PATIENCE):
+        try:
+            return ask()
+        except OrchestratorError as error:
+            if "answers 503" not in str(error) and "does not answer" not in str(error):
+                raise
+            time.sleep(1)
+    return ask()
 
 
 def make_pool(server: RunningServer, name: str, limit: int) -> None:

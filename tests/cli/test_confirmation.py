@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import yaml
 
@@ -73,7 +74,8 @@ def at_a_terminal(
 ) -> Ended:
     """Run a command whose streams are a terminal but those that are given; type once it asks, until it has ended.
 
-    Ctrl-C comes when `interrupt` says so of what is shown.
+    Ctrl-C comes when `interrupt` says so of what is shown, and it sleeps: a signal between a question and the reading of its
+    answer is seen only once that is there, and no hand is so quick.
     """
     ours, its = pty.openpty()
     program = [sys.executable, "-m", "potstill.cli", *command]
@@ -92,7 +94,8 @@ def at_a_terminal(
             if typed and QUESTION.encode() in shown:
                 os.write(ours, typed)
                 typed = b""
-            if not is_interrupted and interrupt(shown.decode(errors="replace")):
+            sleeps = psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING
+            if not is_interrupted and sleeps and interrupt(shown.decode(errors="replace")):
                 is_interrupted = True
                 os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that runs in it
         return Ended(process.wait(SECONDS), STYLES.sub("", shown.decode(errors="replace")).replace("\r\n", "\n"))

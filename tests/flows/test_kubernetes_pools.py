@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from flows.train_student import train_student
 from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
+from tests.prefect_server import patiently
 
 pytestmark = pytest.mark.flow
 
@@ -80,13 +81,13 @@ class Pool(NamedTuple):
     def start(self, **variables: Any) -> str:
         """A run as a form or an API in front of Prefect starts it."""
         path = f"/deployments/{self.deployment['id']}/create_flow_run"
-        return self.api.post(path, {"job_variables": variables})["id"]
+        return patiently(lambda: self.api.post(path, {"job_variables": variables}))["id"]
 
     def start_unchecked(self, **variables: Any) -> str:
         """Prefect has another call, which does not compare job variables with the pool."""
         given = {"flow_id": self.deployment["flow_id"], "deployment_id": self.deployment["id"]}
         body = {**given, "work_pool_name": self.name, "job_variables": variables, "state": {"type": "SCHEDULED"}}
-        return self.api.post("/flow_runs/", body)["id"]
+        return patiently(lambda: self.api.post("/flow_runs/", body))["id"]
 
     async def render(self, run: str) -> Configuration:
         """What a worker makes of a run."""
@@ -110,7 +111,7 @@ def pool(request: pytest.FixtureRequest) -> Pool:
         client.create_work_pool(wanted, overwrite=True)
         made = client.create_deployment(client.create_flow(train_student), name, work_pool_name=name)
     api = PrefectApi(url, None)
-    return Pool(api, name, api.get(f"/deployments/{made}"))
+    return Pool(api, name, patiently(lambda: api.get(f"/deployments/{made}")))
 
 
 def test_a_run_that_names_what_is_not_its_to_choose_is_refused(pool: Pool) -> None:
@@ -126,7 +127,9 @@ async def test_a_run_that_nobody_checked_gets_the_same_job_as_an_honest_one(pool
     runs = {"evil": pool.start_unchecked(**EVIL), "honest": pool.start()}
     [evil, honest] = [
         (await pool.render(run)).model_dump_json().replace(run, "RUN").replace(name, "NAME")
-        for run, name in ((run, pool.api.get(f"/flow_runs/{run}")["name"]) for run in runs.values())
+        for run, name in (
+            (run, patiently(lambda run=run: pool.api.get(f"/flow_runs/{run}"))["name"]) for run in runs.values()
+        )
     ]
     assert evil == honest
     assert json.loads(evil)["command"] == "prefect flow-run execute"
