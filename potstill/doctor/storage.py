@@ -1,7 +1,5 @@
 """Where state lives: home, store, ledger, data roots, inbox, the webhook's secrets."""
 
-import base64
-import binascii
 import os
 import uuid
 from collections.abc import Iterator
@@ -9,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill.doctor.finding import Finding, fail, ok, warn
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, UsageError
 from potstill.roots import INBOX, ROOTS_VARIABLE, read_roots
+from potstill.webhook.signatures import VARIABLE as SECRETS_VARIABLE
+from potstill.webhook.signatures import Signatures
 
 STORE_VARIABLE = "POTSTILL_STORE"
-SECRETS_VARIABLE = "POTSTILL_WEBHOOK_SECRETS"
 PROBE_BYTES = 64 * 1024
-LEAST_SECRET_BYTES = 24
-"""What the Standard Webhooks specification asks of a secret."""
 
 
 def check_home(home: Path) -> Finding:
@@ -94,13 +91,10 @@ def check_inbox(home: Path) -> Finding:
     secrets = os.environ.get(SECRETS_VARIABLE, "").split()
     if not secrets:
         return warn("inbox", f"{said}; no {SECRETS_VARIABLE}", "set it, where a webhook is to land prompts")
-    weak = [number for number, secret in enumerate(secrets, start=1) if not _is_secret(secret)]
-    if weak:
-        which = ", ".join(map(str, weak))
-        remedy = (
-            "make one: python -c \"import base64, os; print('whsec_' + base64.b64encode(os.urandom(32)).decode())\""
-        )
-        return fail("inbox", f"secret number {which} of {SECRETS_VARIABLE} is no whsec_… of at least 24 bytes", remedy)
+    try:
+        Signatures(secrets)
+    except UsageError as error:
+        return fail("inbox", str(error), "")
     return ok("inbox", f"{said}; {len(secrets)} webhook secrets are set")
 
 
@@ -133,10 +127,3 @@ def _probe_remote(url: str, content: bytes) -> None:
 def _compare(found: bytes, written: bytes) -> None:
     if found != written:
         raise OSError("what was read is not what was written")
-
-
-def _is_secret(secret: str) -> bool:
-    try:
-        return len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) >= LEAST_SECRET_BYTES
-    except binascii.Error:
-        return False

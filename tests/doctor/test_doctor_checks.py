@@ -17,6 +17,7 @@ from potstill.doctor import machine, software, storage
 from potstill.doctor.finding import Check, Finding, examine, fail, ok
 from potstill.errors import UsageError
 from potstill.object_store import ObjectStore
+from potstill.webhook.signatures import read_secrets
 from tests.recording_server import Answer, RecordingServer
 from tests.s3_server import Manner, S3Proxy, S3Server
 
@@ -321,12 +322,14 @@ class TestStorage:
         monkeypatch.setenv("POTSTILL_WEBHOOK_SECRETS", f"{good} {good}")
         found = storage.check_inbox(home)
         assert (found.status, "2 webhook secrets" in found.said) == ("ok", True)
-        for bad in (weak, "whsec_not/base64!", "plain-secret-text"):
+        for bad in (weak, "whsec_not/base64!", "plain-secret-text", good.removeprefix("whsec_")):
             monkeypatch.setenv("POTSTILL_WEBHOOK_SECRETS", f"{good} {bad}")
             found = storage.check_inbox(home)
             assert found.status == "fail"
-            assert "number 2" in found.said
+            assert "secret 2 of POTSTILL_WEBHOOK_SECRETS is not whsec_ and" in found.said
             assert bad not in str(found)
+            with pytest.raises(UsageError):
+                read_secrets()
 
     def test_what_is_made_on_the_way_is_private(self, home: Path):
         storage.check_store(home / "store")
