@@ -95,7 +95,7 @@ def check_pools(api: PrefectApi, needed: Sequence[str]) -> Iterator[Finding]:
             yield warn(f"pool {name}", f"{said}: two trainings may share a card", remedy)
         else:
             yield ok(f"pool {name}", said)
-        yield _workers(name, api.post(f"/work_pools/{name}/workers/filter", {}))
+        yield _workers(name, api.post(f"/work_pools/{name}/workers/filter", {}), is_needed=name in needed)
 
 
 def check_automation(api: PrefectApi) -> Finding:
@@ -192,13 +192,15 @@ def _is_open(api: PrefectApi) -> bool:
     return True
 
 
-def _workers(pool: str, workers: list[dict[str, Any]]) -> Finding:
+def _workers(pool: str, workers: list[dict[str, Any]], *, is_needed: bool) -> Finding:
+    """`make up` and compose make pool gpu on every machine: without a worker it does no harm until a recipe trains on it."""
     name = f"workers {pool}"
     online = [worker for worker in workers if worker.get("status") == "ONLINE"]
     if online:
         return ok(name, f"{len(online)} online, the last heartbeat {_age(online)}")
     said = f"none online, the last heartbeat {_age(workers)}" if workers else "there never was one"
-    return fail(name, said, f"{UP}, or prefect worker start --pool {pool}")
+    remedy = f"{UP}, or prefect worker start --pool {pool}"
+    return fail(name, said, remedy) if is_needed else warn(name, f"{said}: runs of this pool would wait", remedy)
 
 
 def _age(workers: list[dict[str, Any]]) -> str:

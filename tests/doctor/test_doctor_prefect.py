@@ -172,6 +172,15 @@ def test_what_is_missing_has_a_line_and_a_remedy(
     assert found.remedy
 
 
+@pytest.mark.parametrize("workers", [[], [WORKER | {"status": "OFFLINE"}]])
+def test_a_pool_for_gpus_that_nobody_needs_may_be_without_a_worker(server: RecordingServer, workers: list[Any]) -> None:
+    server.answers["/api/work_pools/gpu/workers/filter"] = Answer(200, workers)
+    found = look(Wanted(("demo",)))
+    assert found["workers gpu"].status == "warn"
+    assert "fail" not in {line.status for line in found.values()}
+    assert look()["workers gpu"].status == "fail", "a recipe that trains on it does"
+
+
 def test_a_block_that_is_not_there_fails_and_its_secret_is_not_asked_for(server: RecordingServer) -> None:
     look()
     [asked] = [seen.target for seen in server.seen if "block_documents" in seen.target]
