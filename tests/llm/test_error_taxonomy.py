@@ -7,6 +7,7 @@ import pytest
 from potstill.llm.providers import PROVIDERS
 
 NAMES = sorted(PROVIDERS)
+REGAIN = "You will regain access on 2026-12-01 at 00:00 UTC."
 
 
 def anthropic_error(kind: str, message: str = "", **details: Any) -> dict[str, Any]:
@@ -29,6 +30,9 @@ def openai_error(code: str | None, message: str = "", kind: str | None = None) -
         (404, "run"),
         (405, "run"),
         (408, "transient"),
+        (425, "transient"),
+        (498, "transient"),
+        (499, "transient"),
         (409, "transient"),
         (413, "request"),
         (422, "request"),
@@ -61,6 +65,13 @@ def test_a_status_without_a_word_has_a_cause(name: str, status: int, cause: str)
         (429, anthropic_error("rate_limit_error", details={"error_code": "enforced_spend_limit_reached"})),
         (429, anthropic_error("rate_limit_error", details={"error_code": "contract_spend_limit_reached"})),
         (400, anthropic_error("invalid_request_error", "Your credit balance is too low to access the API.")),
+        (400, anthropic_error("invalid_request_error", f"You have reached your specified API usage limits. {REGAIN}")),
+        (
+            400,
+            anthropic_error(
+                "invalid_request_error", f"You have reached your specified workspace API usage limits. {REGAIN}"
+            ),
+        ),
     ],
     ids=str,
 )

@@ -81,6 +81,18 @@ def test_whatever_says_something_is_an_answer_and_its_message_is_kept_whole(mess
     assert found.text == (message["content"] or "")
 
 
+def test_an_answer_in_parts_is_the_text_of_it_without_what_was_thought() -> None:
+    """As Mistral's reasoning models answer."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm, a refund"}]}
+    parts = [thought, {"type": "text", "text": "bill"}, {"type": "text", "text": "ing"}]
+    read = COMPATIBLE.read_reply(reply(content=parts))
+    assert isinstance(read, Reply)
+    assert (read.text, read.message["content"]) == ("billing", "billing")
+    malformed = COMPATIBLE.read_reply(reply(content=[{"text": "no type"}]))
+    assert isinstance(malformed, Failure)
+    assert malformed.usage is not None
+
+
 @pytest.mark.parametrize("content", ["", " \n", None])
 def test_an_answer_that_says_nothing_is_asked_again_and_its_bill_is_kept(content: str | None) -> None:
     found = COMPATIBLE.read_reply(reply(content=content))

@@ -21,7 +21,12 @@ _BILLING = re.compile(
     r"insufficient_quota|credit_balance_exhausted|\w*_spend_limit_(exceeded|reached)|(organization_)?usage_limit_exceeded"
     r"|billing_\w+|\w+_billing_unavailable"
 )
-_NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)  # Anthropic says so in a 400 without a code
+_NO_CREDIT = re.compile(
+    r"credit balance is too low|reached your specified [\w ]*usage limits?|you will regain access on", re.IGNORECASE
+)
+"""Anthropic says so in a 400 without a code, of an empty account and of the limit that its owner has set."""
+TRANSIENT = frozenset({408, 409, 425, 498, 499})
+"""Beside all from 500 on: too early, and gateways' words for one that hung up or whose token has run out."""
 _CONTEXT = re.compile(
     r"context_length_exceeded|context[ _](length|window)|maximum context|prompt is too long"
     r"|exceeds? the maximum number of (input )?tokens|input is too long",
@@ -79,7 +84,7 @@ def read_error(status: int, body: Any, headers: Mapping[str, str]) -> Failure:  
         return Failure("rate_limit", message, retry_after_seconds=read_retry_after(headers))
     if status in {400, 422} and (field := _NO_SUCH_FIELD.search(said.message)):
         return Failure("run", f"{message}: {_OTHER_WAYS[field[1].lower()]}")
-    if status in {408, 409} or status >= 500:
+    if status in TRANSIENT or status >= 500:
         return Failure("transient", message, retry_after_seconds=read_retry_after(headers))
     return _refusal(status, said, message)
 

@@ -46,7 +46,7 @@ class OpenAICompatible:
         try:
             choice = body["choices"][0]
             message, finish_reason = choice["message"], choice.get("finish_reason") or "unknown"
-            text = message.get("content") or ""
+            text = _text_of(message.get("content"))
             is_answer = isinstance(text, str) and isinstance(finish_reason, str)
         except (KeyError, IndexError, TypeError, AttributeError):
             return Failure("transient", "malformed reply: no choices[0].message in it", usage)
@@ -57,6 +57,8 @@ class OpenAICompatible:
             return Failure("transient", f"empty answer (finish_reason {finish_reason})", usage)
         if usage is None:
             return Failure("transient", "malformed reply: no usage in it", None)
+        if isinstance(message.get("content"), list):
+            message = {**message, "content": text}
         return Reply({"role": "assistant", **message}, text, finish_reason, usage)
 
     def read_error(self, status: int, body: Any, headers: Mapping[str, str]) -> Failure:
@@ -72,6 +74,13 @@ class OpenAICompatible:
             if limit := make_limit(size, headers.get(f"x-ratelimit-remaining-{name}"), reset):
                 found[name] = limit
         return found
+
+
+def _text_of(content: Any) -> Any:
+    """Mistral's reasoning models answer in parts: the text of those that are text, and not what they thought."""
+    if not isinstance(content, list):
+        return content or ""
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _read_usage(body: Any) -> Usage | None:

@@ -40,7 +40,7 @@ WAITS = {
     "Sender._has_settled",
     "Sender.send",
     "Stop.sleep",
-    "_Missing.draw",
+    "Missing.draw",
 }
 """Where a process that teaches can wait; it was killed in each."""
 RUNS = 50
