@@ -8,7 +8,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from potstill.errors import BudgetReachedError, NotAuthorisedError, PermanentTeacherError, UsageError
+from potstill.errors import (
+    BudgetReachedError,
+    NotAuthorisedError,
+    PermanentTeacherError,
+    TransientTeacherError,
+    UsageError,
+)
 from potstill.ledger import AttemptPlan, Caps, Ledger
 from potstill.ledger.entries import Settlement
 from potstill.llm.batches.base import BatchProtocol, Limits, NotCreatedError, TooLarge, custom_id, split
@@ -21,7 +27,7 @@ from potstill.teacher.mending import in_order
 from potstill.teacher.outcome import BatchReport, Step, Tally
 from potstill.teacher.plan import PlannedAnswer, TeachPlan
 from potstill.teacher.unfinished import HELD_ELSEWHERE, is_held_elsewhere
-from potstill.teacher.watching import BatchWatch
+from potstill.teacher.watching import BatchWatch, Look
 
 ROUNDS = 4
 """What a batch leaves without an answer is handed in again, so many times in all. Each further sample in place of a bad
@@ -36,6 +42,8 @@ class Round(NamedTuple):
     """Others ask for them right now."""
     no_room: AttemptPlan | None = None
     """A request that the caps do not admit."""
+    is_cut: bool = False
+    """Whether the provider's queue had no place for more batches."""
 
 
 class _Item(NamedTuple):
@@ -68,6 +76,8 @@ class BatchAsker:
         self._ledger = ledger
         self._protocol = protocol
         self._limits = protocol.limits
+        self._places: int | None = None
+        """So many batches at most are handed in at once, since the provider's queue was full."""
         self._caps = caps
         self._rates = rates
         self._say = say
@@ -93,7 +103,7 @@ class BatchAsker:
                 if handed_in.no_room is not None:
                     raise BudgetReachedError(describe_cap(self._plan, self._ledger, handed_in.no_room, self._caps))
                 break
-            await self.collect(self._on_step)
+            is_full = await self._wait()
             if handed_in.submitted == 0 and is_held_elsewhere(self._plan, self._ledger):
                 self._tally.last_error = HELD_ELSEWHERE
                 break
@@ -102,21 +112,40 @@ class BatchAsker:
                 self._ledger.close_orphans()
                 continue
             is_smaller = self._limits != limits
-            made_room = handed_in.no_room is not None and self._tally.counts["answered"] > answered
+            left_out = is_full or handed_in.is_cut or handed_in.no_room is not None
+            made_room = left_out and self._tally.counts["answered"] > answered
             rounds += not (is_smaller or made_room)  # what had no place in this round is not asked again
+        await self.collect(self._on_step)
         self._count_missing()
         return self._tally.report()
 
     async def collect(self, on_step: Callable[[Step], None]) -> None:
         """Wait for the batches that hold answers of this plan, and put their results into the ledger."""
         self._on_step = on_step
-        while True:
-            look = await self._watch.look(self._count)
-            if look.smaller is not None:
-                self._limits = Limits(look.smaller, self._limits.bytes)
-            if not look.waiting:
-                return
+        while (await self._watch.look(self._count)).waiting:
             await self._sleep(self._plan.teacher.batch_poll_seconds)
+
+    async def _wait(self) -> bool:
+        """Wait for all batches that hold answers of this plan, or for the first to end where the queue has no room.
+
+        Returns whether it had none for a batch. One that alone is too large for it is handed in as two. Errors: as
+        `BatchWatch.look`, and `TransientTeacherError` where a single request has no room.
+        """
+        seen = Look(waiting=False)
+        while True:
+            seen = seen.then(await self._watch.look(self._count))
+            has_been_full = self._places is not None or seen.full is not None
+            if not seen.waiting or (has_been_full and seen.ended > 0):
+                break
+            await self._sleep(self._plan.teacher.batch_poll_seconds)
+        if seen.full is not None and seen.ended == 0:  # nothing of ours is in its way
+            if seen.full.requests == 1:
+                said = f"{base_url_of(self._plan.teacher)}: {seen.full.said}: run the same again later"
+                raise TransientTeacherError(said)
+            self._limits = Limits(seen.full.requests // 2, self._limits.bytes)
+        if has_been_full:  # in place of each that has ended, and one more: there may be room again
+            self._places = max(seen.ended, 1) + 1
+        return seen.full is not None
 
     def _count(self, step: Step) -> None:
         self._tally.add(step)
@@ -124,11 +153,13 @@ class BatchAsker:
         self._on_step(step)
 
     async def _submit_missing(self, rounds: int, *, is_first: bool) -> Round:
-        done = Round()
+        done, num_batches = Round(), 0
         for batch in split(self._missing(rounds, is_first=is_first), lambda item: item.size, self._limits):
             if isinstance(batch, TooLarge):
                 self._refuse(batch)
                 continue
+            if num_batches == self._places:
+                return done._replace(is_cut=True)
             token = uuid.uuid4().hex[:24]
             wanted = [(item.plan, self._caps) for item in batch]
             name, address = self._plan.teacher.provider, base_url_of(self._plan.teacher)
@@ -141,6 +172,7 @@ class BatchAsker:
                 done.no_room or next(iter(left_out), None),
             )
             if admitted:
+                num_batches += 1
                 await self._hand_in(token, admitted)
         return done
 

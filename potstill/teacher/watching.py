@@ -23,13 +23,27 @@ PATIENCE_SECONDS = 1800.0
 """So long may an endpoint fail while a batch is waited for, or not find its results: the batch itself goes on."""
 
 
+class Full(NamedTuple):
+    """A batch that the provider refused because its queue had no room left."""
+
+    requests: int
+    said: str
+
+
 class Look(NamedTuple):
-    """What came of looking once at every batch that has not ended."""
+    """What came of looking at the batches that hold answers of a plan."""
 
     waiting: bool
-    """Whether one that holds answers of this plan goes on."""
-    smaller: int | None = None
-    """The most requests that a batch may hold, where the provider refused one as too large for now."""
+    """Whether one goes on."""
+    ended: int = 0
+    """Those that have brought results."""
+    full: Full | None = None
+    """The largest that found the queue full."""
+
+    def then(self, later: "Look") -> "Look":
+        """Both, where the later one says what goes on."""
+        full = max(filter(None, (self.full, later.full)), default=None)
+        return Look(later.waiting, self.ended + later.ended, full)
 
 
 class BatchWatch:
@@ -68,14 +82,14 @@ class BatchWatch:
         provider, base_url = self._plan.teacher.provider, base_url_of(self._plan.teacher)
         rows = self._ledger.open_batches(provider, base_url)
         ours = self._ours() if rows else set()
-        waiting, smaller = False, None
+        seen = Look(waiting=False)
         for row in rows:
             if row.token not in ours:
                 await self._look_at_foreign(row, on_step)
                 continue
-            seen = await self._look_at(row, on_step)
-            waiting, smaller = waiting or seen.waiting, seen.smaller or smaller
-        return Look(waiting, smaller)
+            one = await self._look_at(row, on_step)
+            seen = seen.then(one._replace(waiting=seen.waiting or one.waiting))
+        return seen
 
     async def _look_at_foreign(self, row: BatchRow, on_step: Callable[[Step], None]) -> None:
         """Collect it where it has ended: its prompts may have changed, and then its owner never comes back.
@@ -97,7 +111,7 @@ class BatchWatch:
         state = await self._state_of(row)
         if isinstance(state, BatchState) and state.status == "ended":
             try:
-                return Look(waiting=False, smaller=await self._collect(row, state, on_step))
+                return await self._collect(row, state, on_step)
             except ResultsGoneError as error:
                 state = self._doubt(row, error)
         if state is None:
@@ -111,22 +125,19 @@ class BatchWatch:
         keys = (answer.key for answers in in_order(self._plan, self._ledger) for answer in answers)
         return self._ledger.batches_holding(keys)
 
-    async def _collect(self, row: BatchRow, state: BatchState, on_step: Callable[[Step], None]) -> int | None:
-        """Put what a batch has brought into the ledger; returns how many requests the next one may hold, if fewer."""
+    async def _collect(self, row: BatchRow, state: BatchState, on_step: Callable[[Step], None]) -> Look:
+        """Put what a batch that has ended has brought into the ledger."""
         if state.rejection is None:
             async for step in close_batch(
                 self._ledger, row, self._protocol.results(state), self._plan.run, self._rates
             ):
                 on_step(step)
             self._say(f"batch {state.id}: collected")
-            return None
+            return Look(waiting=False, ended=1)
         self._say(f"batch {state.id}: {state.rejection.message}")
         close_rejected(self._ledger, row, state, self._keys_of(row, state.rejected_lines))
-        if state.rejection.cause != "rate_limit":
-            return None
-        if row.num_requests == 1:
-            raise TransientTeacherError(f"{row.base_url}: {state.rejection.message}: run the same again later")
-        return row.num_requests // 2
+        is_full = state.rejection.cause == "rate_limit"
+        return Look(waiting=False, full=Full(row.num_requests, state.rejection.message) if is_full else None)
 
     def _keys_of(self, row: BatchRow, lines: tuple[int, ...]) -> set[str]:
         """The answer keys of these lines of a batch, whose requests were begun in the order in which they went up."""
