@@ -4,6 +4,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -368,29 +369,38 @@ def test_a_prompt_set_is_taught_like_the_file_that_it_was_made_of(
 @pytest.mark.flow
 def test_after_kill_9_at_half_only_what_was_in_flight_is_asked_again(tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.jsonl", 60)
-    with FakeTeacher(latency=0.2) as teacher:
+    killed, held = threading.Event(), set[str]()
+
+    def hold(asked: Asked) -> None:
+        """From here on answers wait for the kill, so that four are in flight then, whatever the speed."""
+        if asked.number >= 30 and not killed.is_set():
+            held.add(asked.mark)
+
+    def answer(mark: str) -> str:
+        if mark in held:
+            killed.wait(120)
+        return f"answer to {mark}"
+
+    with FakeTeacher(hold, answer=answer) as teacher:
         command = [sys.executable, "-m", "potstill.cli", *arguments(prompts, teacher.url, "--concurrency", 4)]
         first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 25
-        while len(teacher.requests) < 30 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        teacher.wait_for(34, 60)
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
-        time.sleep(0.5)
         before: list[Asked] = list(teacher.requests)
-        assert 30 <= len(before) <= 36
-        teacher.latency = 0.0
-        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=True)
+        killed.set()
+        assert len(before) == 34
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
         after = teacher.requests[len(before) :]
     again = {asked.mark for asked in before} & {asked.mark for asked in after}
-    assert 0 < len(again) <= 4, "only those in flight"
+    assert again == held, "only those in flight"
     summary = json.loads(second.stdout.splitlines()[-1])
     assert (summary["answered"], summary["attempts"], summary["status"]) == (60, len(after), "done")
     assert len(before) + len(after) == 60 + len(again)
     assert summary["cost_usd"] < summary["total_cost_usd"]
     with closing(sqlite3.connect(tmp_path / "home/ledger.db")) as ledger:
         [[unknown]] = ledger.execute("SELECT count(*) FROM attempts WHERE status = 'unknown'").fetchall()
-    assert len(again) <= unknown <= 4, "one that was claimed may not have reached the teacher"
+    assert unknown == len(again) == 4
     told_usd = teacher.billed_usd - usd([asked for asked in before if asked.mark in again])
     with_means = told_usd * (60 + unknown) / 60
     assert summary["total_cost_usd"] == pytest.approx(float(with_means), abs=1e-12), (
