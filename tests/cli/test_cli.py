@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -235,15 +234,17 @@ class TestDebug:
         lock.parent.mkdir(parents=True)
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits "ignore"
-            "from potstill.cli import main; print('up', flush=True); main(['curate', 'in.jsonl', '--out', 'o'])"
+            "from filelock import BaseFileLock; acquire = BaseFileLock.acquire\n"
+            "def tell(self, *given, **named): print(self.lock_file, flush=True); return acquire(self, *given, **named)\n"
+            "BaseFileLock.acquire = tell\n"
+            "from potstill.cli import main; main(['curate', 'in.jsonl', '--out', 'o'])"
         )
         with FileLock(lock):  # another process builds the same: the command waits
             process = subprocess.Popen(
                 [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
             assert process.stdout is not None
-            assert process.stdout.readline() == "up\n"
-            time.sleep(0.5)
+            assert Path(process.stdout.readline().rstrip("\n")).name == lock.name
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=20)
         assert (process.returncode, said) == (130, "interrupted: run the same again to go on\n")
