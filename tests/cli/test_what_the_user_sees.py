@@ -159,10 +159,11 @@ def test_a_prompt_of_5_megabytes_that_the_teacher_takes_is_answered_like_any_oth
 def test_a_server_that_hangs_is_given_up_after_the_timeout(teach: Teach) -> None:
     with FakeTeacher(lambda asked: HANG) as teacher:
         started = time.monotonic()
-        seen = teach(teacher, "--timeout", 0.2)
+        seen = teach(teacher, "--timeout", 0.5)
         assert time.monotonic() - started < 5
+        teacher.wait_for(2)
         assert (seen.code, seen.summary["status"], len(seen.requests)) == (1, "incomplete", 2)
-        assert f"no answer from {teacher.url}: no answer within 0.2 s" in seen.error
+        assert f"no answer from {teacher.url}: no answer within 0.5 s" in seen.error
         assert "Run the same again when it is up" in seen.error
     assert seen.summary["unknown_usd"] > 0, "nobody knows whether it was billed"
 
@@ -170,8 +171,8 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(teach: Teach) -> None
 def test_while_a_server_hangs_the_progress_says_so(teach: Teach, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("potstill.cli.console.PLAIN_SECONDS", 0.0)
     with FakeTeacher(lambda asked: HANG) as teacher:
-        seen = teach(teacher, "--timeout", 0.2)
-    assert "teach: 0 of 6, 0.0/s, 0.0000 USD, 1 failed: no answer within 0.2 s\n" in seen.said
+        seen = teach(teacher, "--timeout", 0.5)
+    assert "teach: 0 of 6, 0.0/s, 0.0000 USD, 1 failed: no answer within 0.5 s\n" in seen.said
 
 
 def test_a_host_that_no_name_server_knows_is_named(teach: Teach, monkeypatch: pytest.MonkeyPatch) -> None:
