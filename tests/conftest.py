@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from potstill.object_store import ObjectStore, open_remote
 from tests.fake_teacher import FakeTeacher
@@ -25,6 +26,9 @@ KEYWORDS = {
     "technical": ("crash",),
 }
 FILLERS = ("the", "my", "please", "help", "with", "is", "and", "cannot", "why")
+
+settings.register_profile("tests", deadline=None)  # a stall of a busy machine is no fault of an example
+settings.load_profile("tests")
 
 
 class Tickets(NamedTuple):
