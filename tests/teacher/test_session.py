@@ -71,22 +71,33 @@ def hang_after_the_first(asked: Asked) -> Fault | None:
 
 @contextmanager
 def interrupted_once(teacher: FakeTeacher, requests: int) -> Iterator[None]:
-    """Ctrl-C reaches the main thread when so many requests have come."""
+    """Ctrl-C reaches the main thread when so many requests have come, or where they never do: nobody waits for ever."""
+    over = threading.Event()
 
     def press() -> None:
-        teacher.wait_for(requests)
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            teacher.wait_for(requests)
+        finally:
+            if not over.wait(0.1):
+                os.kill(os.getpid(), signal.SIGINT)
 
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignore"
+    thread = threading.Thread(target=press)
     try:
-        thread = threading.Thread(target=press)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), _beside(thread, over):
             yield
-        thread.join()
     finally:
         signal.signal(signal.SIGINT, inherited)
+
+
+@contextmanager
+def _beside(thread: threading.Thread, over: threading.Event) -> Iterator[None]:
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_the_requests_of_an_interrupted_caller_stop_and_count_at_their_bound(ledger: Ledger, url: str) -> None:
