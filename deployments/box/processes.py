@@ -51,12 +51,10 @@ def _optional(box: Box, places: Places, found: Environments) -> list[Process]:
         address, config = _address(box.webhook.port), ROOT / box.webhook.config
         place = ("--config", str(config), "--host", HOST, "--port", str(box.webhook.port))
         command = (PYTHON, "-m", "potstill.cli", "webhook", *place)
-        has_secrets = bool(found.webhook[WEBHOOK_SECRETS])
-        lacks = partial(_no_webhook, has_secrets=has_secrets)
+        lacks = partial(_no_webhook, has_secrets=bool(found.webhook[WEBHOOK_SECRETS]))
+        # waits for nothing: it keeps prompts, and tells Prefect of them once that is up
         listed.append(
-            Process(
-                "webhook", command, found.webhook, address, (SETUP,), lacks=lacks, answers=partial(answers, address)
-            )
+            Process("webhook", command, found.webhook, address, lacks=lacks, answers=partial(answers, address))
         )
     if box.reports is not None:
         address = _address(box.reports.port)

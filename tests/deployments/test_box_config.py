@@ -79,6 +79,14 @@ def test_each_card_has_a_worker_that_sees_no_other(places):
     assert "CUDA_VISIBLE_DEVICES" not in listed["cpu-1"].environment
 
 
+def test_prompts_can_land_and_students_answer_before_prefect_is_up(places):
+    listed = {
+        process.name: process for process in processes(Box(), places, environments(Box(), places, {}), "box.yaml")
+    }
+    waiting = {name for name, process in listed.items() if process.after}
+    assert waiting == {"setup", "cpu-1", "gpu-any"}
+
+
 def test_a_port_that_is_taken_is_named_with_its_holder_and_the_field():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port, [free] = listener.getsockname()[1], free_ports(1)

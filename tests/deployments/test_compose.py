@@ -90,6 +90,11 @@ def test_every_service_comes_back_and_waits_for_what_it_needs(name: str) -> None
         assert on["condition"] != "service_healthy" or "healthcheck" in SERVICES[needed]
 
 
+def test_prompts_can_land_and_students_answer_before_prefect_is_up() -> None:
+    waiting = {name for name, service in SERVICES.items() if "depends_on" in service}
+    assert waiting == {"server", "setup", "worker-cpu", "worker-gpu"}
+
+
 def test_the_webhook_and_the_page_of_reports_see_nothing_else_of_the_state() -> None:
     seen = {
         name: [m for m in SERVICES[name]["volumes"] if "/state" in m] for name in ("webhook", "reports", "worker-cpu")
