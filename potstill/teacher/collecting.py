@@ -1,6 +1,7 @@
 """The results of a provider's batch become settlements; whoever is cut off in the middle goes on where it stopped."""
 
-from collections.abc import AsyncIterator, Collection
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
 from decimal import Decimal
 
 from potstill.errors import NotAuthorisedError, PermanentTeacherError
@@ -26,28 +27,28 @@ async def close_batch(
     A request without a result was not carried out. Where a line could not be read, it may be that request's, and its
     cost is unknown. Errors: `ResultsGoneError`, once what came before it is settled. Once all is settled:
     `NotAuthorisedError` where key or account refuse what is asked, `PermanentTeacherError` where every request was
-    refused, in words that name no fault of a prompt; none of these counts as refused then.
+    refused, in words that name no fault of a prompt; none of these counts as refused then. Nor do many that were refused
+    in the same such words beside others that were answered: a limit that is met in the middle of a batch looks so.
     """
     waiting = {
         custom_id(row.token, it.plan.answer_key[:32]): _at_the_same_rates(it, rates)
         for it in ledger.in_batch(row.token)
     }
     unreadable = num_results = 0
-    doubtful: dict[str, str] = {}
+    doubtful: list[Settlement] = []
     stopped_by: Failure | None = None
     group: list[Settlement] = []
     try:
         async for result in results:
             attempt = waiting.pop(result.custom_id, None)
+            num_results += bool(result.custom_id)
             if attempt is None:
                 unreadable += not result.custom_id
                 continue
-            num_results += 1
-            if isinstance(result.outcome, Failure):
-                stopped_by = result.outcome if result.outcome.cause in NO_MORE else stopped_by
-                if result.outcome.cause == "request" and not result.outcome.is_prompts_own:
-                    doubtful[attempt.plan.answer_key] = result.outcome.message
-            group.append(_settlement(attempt, result))
+            if isinstance(result.outcome, Failure) and result.outcome.cause in NO_MORE:
+                stopped_by = result.outcome
+            settled = _settlement(attempt, result)
+            (doubtful if _is_doubtful(settled.status, result.outcome) else group).append(settled)
             if len(group) == GROUP:
                 yield _settle(ledger, group, run)
                 group = []
@@ -56,19 +57,27 @@ async def close_batch(
         raise
     status: Status = "unknown" if unreadable else "failed"
     group += [Settlement(*attempt, status, error="the batch ended without a result") for attempt in waiting.values()]
-    yield _settle(ledger, group, run)
+    refuses_all = len(doubtful) == num_results >= MANY
+    said = Counter(settled.error for settled in doubtful)
+    group += [it._replace(status="failed") if refuses_all or said[it.error] >= MANY else it for it in doubtful]
+    for some in _in_groups(group):
+        yield _settle(ledger, some, run)
     ledger.update_batch(row.token, "ended")
     if stopped_by is not None:
         raise NotAuthorisedError(f"{row.base_url}: {stopped_by.message}: mend that, then run the same again")
-    if len(doubtful) == num_results >= MANY:
-        ledger.take_back(list(doubtful))
-        raise PermanentTeacherError(refusal(row.base_url, next(iter(doubtful.values()))))
+    if refuses_all:
+        raise PermanentTeacherError(refusal(row.base_url, doubtful[0].error or ""))
 
 
 def _at_the_same_rates(attempt: BatchedAttempt, rates: Rates) -> BatchedAttempt:
     """What the ledger keeps of a price has no tiers: where it is still the price, the tiers are known."""
     is_same = attempt.plan.rates.snapshot() == rates.snapshot()
     return attempt._replace(plan=attempt.plan._replace(rates=rates)) if is_same else attempt
+
+
+def _is_doubtful(status: Status, outcome: Reply | Failure) -> bool:
+    """Whether a request was refused, and nothing says that its prompt is at fault."""
+    return status == "refused" and isinstance(outcome, Failure) and not outcome.is_prompts_own
 
 
 def close_unsubmitted(ledger: Ledger, row: BatchRow) -> None:
@@ -78,8 +87,7 @@ def close_unsubmitted(ledger: Ledger, row: BatchRow) -> None:
 
 def close_lost(ledger: Ledger, row: BatchRow, error: str) -> None:
     """Close a batch that the provider has had and knows no more: nobody can say what it cost."""
-    ledger.write([Settlement(*attempt, "unknown", error=error) for attempt in ledger.in_batch(row.token)], [])
-    ledger.update_batch(row.token, "ended")
+    _close(ledger, row.token, [Settlement(*it, "unknown", error=error) for it in ledger.in_batch(row.token)])
 
 
 def close_rejected(ledger: Ledger, row: BatchRow, state: BatchState, at_fault: Collection[str]) -> None:
@@ -102,8 +110,19 @@ def close_token(ledger: Ledger, token: str, error: str, at_fault: Collection[str
         Settlement(*attempt, "refused" if attempt.plan.answer_key in at_fault else "failed", error=error)
         for attempt in ledger.in_batch(token)
     ]
-    ledger.write(closed, [])
+    _close(ledger, token, closed)
+
+
+def _close(ledger: Ledger, token: str, settlements: list[Settlement]) -> None:
+    for group in _in_groups(settlements):
+        ledger.write(group, [])
     ledger.update_batch(token, "ended")
+
+
+def _in_groups(settlements: list[Settlement]) -> Iterator[list[Settlement]]:
+    """A statement takes 65,535 parameters in PostgreSQL, and a batch holds more requests."""
+    for start in range(0, len(settlements), GROUP):
+        yield settlements[start : start + GROUP]
 
 
 def _settle(ledger: Ledger, group: list[Settlement], run: str) -> Step:
