@@ -42,6 +42,8 @@ class Round(NamedTuple):
     """Others ask for them right now."""
     no_room: AttemptPlan | None = None
     """A request that the caps do not admit."""
+    in_flight: int = 0
+    """Requests outside batches, on the same accounts as it, that may still make room."""
     is_cut: bool = False
     """Whether the provider's queue had no place for more batches."""
 
@@ -90,7 +92,8 @@ class BatchAsker:
     async def answer(self, on_step: Callable[[Step], None]) -> BatchReport:
         """Hand in what the ledger lacks, wait, collect, and hand in again what is still missing.
 
-        Errors: those of `BatchProtocol`, and `BudgetReachedError` once no batch runs and the next request does not fit.
+        Errors: those of `BatchProtocol`, and `BudgetReachedError` once no batch of the plan runs, no request is in flight
+        outside batches, and the next one does not fit.
         """
         self._on_step = on_step
         teacher = self._plan.teacher
@@ -100,16 +103,19 @@ class BatchAsker:
             handed_in = await self._submit_missing(rounds, is_first=is_first)
             is_first = False
             if handed_in.submitted == 0 and handed_in.claimed == 0:
-                if handed_in.no_room is not None:
+                if handed_in.no_room is None:
+                    break
+                if handed_in.in_flight == 0:
                     raise BudgetReachedError(describe_cap(self._plan, self._ledger, handed_in.no_room, self._caps))
-                break
+                self._say(f"the budget has no room until some of {handed_in.in_flight:,} requests in flight have ended")
+                await self._let_others_end()
+                continue
             is_full = await self._wait()
             if handed_in.submitted == 0 and is_held_elsewhere(self._plan, self._ledger):
                 self._tally.last_error = HELD_ELSEWHERE
                 break
             if handed_in.submitted == 0:  # others ask for them, online perhaps, and may have died meanwhile
-                await self._sleep(self._plan.teacher.batch_poll_seconds)
-                self._ledger.close_orphans()
+                await self._let_others_end()
                 continue
             is_smaller = self._limits != limits
             left_out = is_full or handed_in.is_cut or handed_in.no_room is not None
@@ -124,6 +130,11 @@ class BatchAsker:
         self._on_step = on_step
         while (await self._watch.look(self._count)).waiting:
             await self._sleep(self._plan.teacher.batch_poll_seconds)
+
+    async def _let_others_end(self) -> None:
+        """A pause, after which nothing waits for a process that has died."""
+        await self._sleep(self._plan.teacher.batch_poll_seconds)
+        self._ledger.close_orphans()
 
     async def _wait(self) -> bool:
         """Wait for all batches that hold answers of this plan, or for the first to end where the queue has no room.
@@ -170,6 +181,7 @@ class BatchAsker:
                 done.submitted + len(admitted),
                 done.claimed + sum(row.why_not == "claimed" for row in admissions),
                 done.no_room or next(iter(left_out), None),
+                max(done.in_flight, *(row.in_flight for row in admissions)),
             )
             if admitted:
                 num_batches += 1
