@@ -13,6 +13,7 @@ from potstill.errors import BudgetReachedError, UsageError
 from potstill.recipe import Recipe
 from tasks.teaching import teach
 from tests.fake_teacher import FakeTeacher
+from tests.in_flight import InFlight
 
 pytestmark = pytest.mark.flow
 
@@ -60,12 +61,11 @@ def stage(
 
 
 def test_two_workers_share_the_concurrency_and_what_they_make_is_what_one_process_makes(stage: Stage) -> None:
+    in_flight = InFlight(CONCURRENCY, "billing")
+    stage.teacher.latency, stage.teacher.answer = 0.0, in_flight.answer
     spread = stage.teach("spread", "dask")
-    asked = list(stage.teacher.requests)
-    assert len(asked) == PROMPTS
-    began = sorted(request.started_at for request in asked)
-    most = max(sum(at - stage.teacher.latency < other <= at for other in began) for at in began)
-    assert most == CONCURRENCY
+    assert len(stage.teacher.requests) == PROMPTS
+    assert in_flight.most == CONCURRENCY
     alone = stage.teach("alone", "threads")
     assert stage.answers("alone", alone) == stage.answers("spread", spread)
     assert stage.teach("spread", "dask") == spread
