@@ -6,6 +6,7 @@ Every step is in the ledger before the next one: a run may end at any of them, a
 import asyncio
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 from potstill.errors import (
@@ -25,7 +26,7 @@ from potstill.teacher.budget import describe_cap
 from potstill.teacher.collecting import close_token
 from potstill.teacher.mending import in_order
 from potstill.teacher.outcome import BatchReport, Step, Tally
-from potstill.teacher.plan import PlannedAnswer, TeachPlan
+from potstill.teacher.plan import CHUNK_ROWS, PlannedAnswer, TeachPlan
 from potstill.teacher.unfinished import HELD_ELSEWHERE, is_held_elsewhere
 from potstill.teacher.watching import BatchWatch, Look
 
@@ -53,6 +54,8 @@ class _Item(NamedTuple):
 
     plan: AttemptPlan
     size: int
+    start: int
+    """Where the chunk of its row begins."""
 
 
 class BatchAsker:
@@ -185,14 +188,17 @@ class BatchAsker:
             )
             if admitted:
                 num_batches += 1
-                await self._hand_in(token, admitted)
+                await self._hand_in(token, admitted, batch[0].start)
         return done
 
-    async def _hand_in(self, token: str, keys: set[str]) -> None:
-        """Errors: those of `BatchProtocol.submit`; where they say that no batch was created, none is waited for."""
+    async def _hand_in(self, token: str, keys: set[str], start: int) -> None:
+        """Hand in these answers, the first of which is wanted by the chunk of rows that begins at `start`.
+
+        Errors: those of `BatchProtocol.submit`; where they say that no batch was created, none is waited for.
+        """
         self._say(f"handing in a batch of {len(keys):,} requests")
         try:
-            state = await self._protocol.submit(self._bodies(token, keys), token)
+            state = await self._protocol.submit(self._bodies(token, keys, start), token)
         except (NotAuthorisedError, PermanentTeacherError, NotCreatedError, UsageError) as error:
             close_token(self._ledger, token, str(error))
             raise
@@ -200,29 +206,31 @@ class BatchAsker:
             self._ledger.adopt_batch(token, state.id)
 
     def _missing(self, rounds: int, *, is_first: bool) -> Iterator[_Item]:
-        for chunk in in_order(self._plan, self._ledger):
+        for start, chunk in zip(count(0, CHUNK_ROWS), in_order(self._plan, self._ledger)):
             standing = self._ledger.look_up(answer.key for answer in chunk)
             wanted = {answer.key: answer for answer in chunk if answer.key in standing.missing}
             for answer in wanted.values():
                 if rounds >= ROUNDS + self._num_further(answer):
                     continue
                 size = self._size(answer.request)
-                yield _Item(self._plan.attempt(answer, size, self._rates), size)
+                yield _Item(self._plan.attempt(answer, size, self._rates), size, start)
             if is_first:
                 refused = sum(answer.key in standing.refused for answer in chunk)
                 self._tally.counts.update(refused=refused, found=len(chunk) - len(wanted) - refused)
                 self._on_step(Step(found=len(chunk) - len(wanted)))
 
-    def _bodies(self, token: str, keys: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _bodies(self, token: str, keys: set[str], start: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """The bodies of these answers, made one at a time; what begins as an earlier one did asks for the prompt cache."""
         left, prefixes = set(keys), SharedPrefixes()
-        for chunk in in_order(self._plan, self._ledger):
+        for chunk in in_order(self._plan, self._ledger, start):
             for answer in chunk:
                 if answer.key in left:
                     left.remove(answer.key)
                     is_known = self._plan.teacher.prompt_caching and prefixes.repeats(answer.request)
                     body = self._provider.body(answer.request, cache_prefix=is_known)
                     yield custom_id(token, answer.key[:32]), body
+            if not left:
+                return
 
     def _size(self, request: ChatRequest) -> int:
         """Bytes in a batch at most: whether it asks for the prompt cache is known only when it is written."""

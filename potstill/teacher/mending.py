@@ -27,9 +27,9 @@ def with_retries(plan: TeachPlan, ledger: Ledger, chunk: Sequence[PlannedAnswer]
     return [answer for answers, _ in _chains(plan, ledger, chunk) for answer in answers]
 
 
-def in_order(plan: TeachPlan, ledger: Ledger) -> Iterator[list[PlannedAnswer]]:
-    """All that a plan wants, further samples in place of bad ones included, in lists that fit into memory."""
-    for chunk in plan.chunks():
+def in_order(plan: TeachPlan, ledger: Ledger, start: int = 0) -> Iterator[list[PlannedAnswer]]:
+    """What the rows from `start` on want, further samples in place of bad ones included: a list for each `CHUNK_ROWS`."""
+    for chunk in plan.chunks(start):
         yield [*chunk, *retries_wanted(plan, ledger, chunk)]
 
 
