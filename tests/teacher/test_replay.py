@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -163,12 +164,15 @@ def test_the_key_ignores_what_redaction_replaces_and_keeps_the_roles_apart() -> 
     assert answer_key([{"content": "ab"}, {"content": "c"}]) != answer_key([{"content": "a"}, {"content": "bc"}])
 
 
-def test_a_bucket_refills_evenly_and_a_request_larger_than_it_waits_for_all_of_it() -> None:
+def test_a_bucket_refills_evenly_and_a_request_larger_than_it_waits_for_all_of_it(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("potstill.teacher.replay.time", SimpleNamespace(monotonic=lambda: now[0]))
     bucket = Bucket(60)
     assert bucket.wait_seconds(1000) == 0
     bucket.level -= 60
-    assert 0.9 < bucket.wait_seconds(1) <= 1
-    assert 59 < bucket.wait_seconds(1000) <= 60
+    assert (bucket.wait_seconds(1), bucket.wait_seconds(1000)) == (1, 60)
+    now[0] = 0.75
+    assert (bucket.wait_seconds(1), bucket.wait_seconds(1000)) == (0.25, 59.25)
 
 
 def test_every_prompt_of_the_demo_log_has_a_recorded_answer() -> None:
