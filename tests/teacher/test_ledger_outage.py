@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -124,19 +124,32 @@ def test_what_one_session_gave_up_holds_no_later_one_of_the_same_process(
 def test_ctrl_c_ends_a_session_whose_database_is_away(url: str) -> None:
     ledger = AwayLedger(url)
     pressed: list[float] = []
+    over = threading.Event()
 
     def press() -> None:
-        pressed.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGINT)
+        if not over.is_set():
+            pressed.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        """Or never, where what is to be interrupted ends before."""
+        thread = when(lambda: ledger.tries > 3 or over.is_set(), press)
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with FakeTeacher(latency=0.02) as teacher:
-            plan = planned(teacher)
-            thread = when(lambda: ledger.tries > 3, press)
-            with pytest.raises(KeyboardInterrupt), TeacherSession(plan, ledger, NO_CAPS, QUICK) as session:
-                session.answer()
-            thread.join()
+        with (
+            FakeTeacher(latency=0.02) as teacher,
+            pytest.raises(KeyboardInterrupt),
+            interrupted(),
+            TeacherSession(planned(teacher), ledger, NO_CAPS, QUICK) as session,
+        ):
+            session.answer()
     finally:
         signal.signal(signal.SIGINT, inherited)
     assert time.monotonic() - pressed[0] < 5
