@@ -49,7 +49,7 @@ def test_a_writer_that_stalls_is_ended_and_those_who_wait_for_it_go_on(
     opened: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setitem(SESSION_SETTINGS, "idle_in_transaction_session_timeout", "500ms")
+        patched.setitem(SESSION_SETTINGS, "idle_in_transaction_session_timeout", "3s")
         stalled = opened()
     other = opened(lock_timeout="20s")
     with pytest.raises(LedgerError), stalled._database.writing():
