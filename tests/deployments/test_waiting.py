@@ -23,7 +23,7 @@ def test_a_run_that_is_set_aside_says_so_after_its_heartbeats_in_a_form_that_the
 ) -> None:
     for name, value in RUNTIME.items():
         monkeypatch.setenv(f"PREFECT__RUNTIME__{name}", value)
-    monkeypatch.setattr(waiting, "SETTLED_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "SETTLED_SECONDS", 1.0)
     with receivers(tmp_path) as got:
         server = got.webhook_url.removesuffix("/hook")
         with temporary_settings({PREFECT_API_URL: f"{server}/api", PREFECT_API_AUTH_STRING: "user:word"}):
