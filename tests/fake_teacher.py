@@ -125,6 +125,8 @@ class FakeTeacher(ScriptedServer):
         self.latency = latency
         self.answer = answer
         self.requests: list[Asked] = []
+        self.num_trickled = 0
+        """So many answers have trickled out whole."""
         self._script: list[Fault] = []
         self._lock = threading.Lock()
         self._count = 0
@@ -164,7 +166,7 @@ class FakeTeacher(ScriptedServer):
         self.hang(self.latency)
         return asked._replace(billed=billed), fault
 
-    def wait_for(self, count: int, seconds: float = 20.0) -> None:
+    def wait_for(self, count: int, seconds: float = 60.0) -> None:
         """Until so many requests have come."""
         wait_until(
             lambda: len(self.requests) >= count, lambda: f"{len(self.requests)} of {count} requests came", seconds
@@ -203,6 +205,7 @@ class _Handler(ScriptedHandler[FakeTeacher]):
             for byte in body:
                 self.wfile.write(bytes([byte]))
                 time.sleep(0.02)
+            self.teacher.num_trickled += 1
         elif fault == GARBAGE:
             self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
         elif fault in {CUT, CUT_BY_RESET}:
