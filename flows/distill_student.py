@@ -34,12 +34,12 @@ def distill_student(recipe: Recipe) -> State[RunSummary]:
 
     Started again after any crash, it finishes what is missing and pays for nothing twice.
     """
+    check(recipe)
     return distil(take_in(recipe))
 
 
 def distil(recipe: Recipe) -> State[RunSummary]:
-    """The recipe, one line a stage, in whichever flow calls it."""
-    check(recipe)
+    """The recipe, one line a stage, in whichever flow calls it; it has checked it."""
     prompts = curate(recipe)
     completions = teach(recipe, prompts)
     dataset = assemble(prompts, completions)

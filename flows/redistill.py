@@ -9,6 +9,7 @@ from flows.distill_student import distil
 from potstill.recipe import Recipe
 from tasks.cancelling import cancel_children
 from tasks.night import look_for_news, skip, take_in
+from tasks.preflight import check
 from tasks.run_names import name_by_night
 
 
@@ -29,4 +30,5 @@ def redistill(recipe: Recipe) -> State[Any]:
     news = look_for_news(recipe, tonight)
     if news.num_new < recipe.inbox.min_new_prompts:
         return skip(recipe, news)
+    check(tonight)
     return distil(tonight)

@@ -3,14 +3,17 @@
 from potstill.approval import needs_word
 from potstill.cluster import find_cluster
 from potstill.curation.curate import find_inputs
-from potstill.errors import NotAuthorisedError
+from potstill.errors import DataError, NotAuthorisedError
+from potstill.home import potstill_home
+from potstill.inbox import lying_in
 from potstill.llm.endpoint import endpoint_of
 from potstill.llm.keys import LoadBlock, check_block_host
 from potstill.llm.pricing import find_rates
 from potstill.llm.providers import base_url_of
 from potstill.llm.terms import check_terms
+from potstill.night import find_missing_inbox
 from potstill.object_store import open_remote
-from potstill.recipe import Recipe
+from potstill.recipe import INBOX, Recipe
 from potstill.roots import ROOTS_VARIABLE, is_confined
 from potstill.scorers import scorer_of
 from potstill.student.base import find_base
@@ -28,6 +31,8 @@ def check(
         is_deployed: whether the recipe came as a parameter of a deployment, which anybody who reaches it may set.
         has_prompts: whether the prompts have been read already, perhaps on another machine: the inputs are needed no more.
 
+    Nothing is taken out of the recipe's inbox: what this refuses leaves the prompts there to whatever run comes next.
+
     Errors: as the stages raise them; `NotAuthorisedError` where a deployed run would read whatever its recipe names.
     """
     if is_deployed and not is_confined():  # Prefect no longer says so to the process: nothing would be guarded
@@ -38,7 +43,7 @@ def check(
     teacher = recipe.teacher
     base_url = base_url_of(teacher)
     if not has_prompts:
-        find_inputs(recipe.curation.inputs)
+        _check_inputs(recipe)
     find_base(recipe.student)
     scorer_of(recipe.task)
     check_terms(teacher)
@@ -51,3 +56,13 @@ def check(
     find_rates(teacher.provider, teacher.model, base_url, teacher.price)
     if (remote := open_remote()) is not None:
         remote.require_conditions()  # the release would ask, once teacher and training are paid for
+
+
+def _check_inputs(recipe: Recipe) -> None:
+    """The files that are named, and whatever lies in the inbox."""
+    home = potstill_home()
+    named = tuple(name for name in recipe.curation.inputs if name != INBOX)
+    if not named and (missing := find_missing_inbox(recipe, home)) is not None:
+        raise DataError(missing)
+    landed = lying_in(home, recipe.name) if INBOX in recipe.curation.inputs else None
+    find_inputs(named if landed is None else (*named, landed))

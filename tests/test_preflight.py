@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from potstill.errors import DataError, NotAuthorisedError, UnknownPriceError, UsageError
+from potstill.inbox import Inbox
 from potstill.object_store import ObjectStore
 from potstill.preflight import check
 from potstill.recipe import Recipe
@@ -55,6 +56,37 @@ def test_the_providers_own_key_is_looked_for_where_no_variable_is_named(
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(NotAuthorisedError, match="OPENAI_API_KEY is not set"):
         check(Recipe.model_validate(recipe))
+
+
+LINE = b'{"messages": [{"role": "user", "content": "hi"}]}'
+
+
+def test_what_lies_in_the_inbox_is_seen_and_not_taken(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "a [home]"
+    monkeypatch.setenv("POTSTILL_HOME", str(home))
+    [log] = recipe["curation"]["inputs"]
+    Path(log).write_text("")
+    both = Recipe.model_validate(recipe | {"curation": {"inputs": [log, "inbox"]}})
+    alone = Recipe.model_validate(recipe | {"curation": {"inputs": ["inbox"]}})
+    with pytest.raises(DataError, match="no line in it"):
+        check(both)
+    with pytest.raises(DataError, match="POTSTILL_HOME is not that of the webhook"):
+        check(alone)
+    with Inbox(home, "router") as inbox:
+        with pytest.raises(DataError, match="nothing has landed in the recipe's inbox"):
+            check(alone)
+        inbox.land("msg_1", "0" * 64, [LINE])
+        for given in (both, alone):
+            check(given)
+        assert inbox.num_waiting() == 1
+        inbox.seal()
+        for given in (both, alone):
+            check(given)
+    gone = Recipe.model_validate(recipe | {"curation": {"inputs": ["gone.jsonl", "inbox"]}})
+    with pytest.raises(DataError, match=r"input gone\.jsonl: no such file"):
+        check(gone)
 
 
 BLOCK = {"api_key_block": "teacher-key"}

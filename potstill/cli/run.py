@@ -32,12 +32,12 @@ def run(
     from potstill.recipe_file import load_recipe
 
     given = overrides or []
-    loaded = take_in(load_recipe(recipe, tuple(given)))
+    loaded = load_recipe(recipe, tuple(given))
     check(loaded)
     if not yes and is_attended():
         from potstill.cli.confirming import confirm_run
 
-        confirm_run(loaded)
+        confirm_run(take_in(loaded))
     flags = [*(flag for value in given for flag in ("--set", value)), *(["--json"] if as_json else [])]
     os.environ["PYTHONSAFEPATH"] = "1"  # a file of the user's named tasks.py is not ours
     if not (Path.home() / ".prefect" / "profiles.toml").exists():  # who has set Prefect up keeps what was set

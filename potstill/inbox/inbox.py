@@ -25,6 +25,7 @@ from potstill.artifacts import sync
 from potstill.errors import DataError, InboxError, PotstillError
 from potstill.inbox.database import Database
 
+LANDED, SEGMENTS = "landed", "segments"
 FOLDER = "inbox"
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 """As the recipe's field has it."""
@@ -65,8 +66,8 @@ class Inbox:
 
     def __init__(self, home: Path, recipe_name: str) -> None:
         self.path = inbox_path(home, recipe_name)
-        self._landed = self.path / "landed"
-        self._segments = self.path / "segments"
+        self._landed = self.path / LANDED
+        self._segments = self.path / SEGMENTS
         try:
             for directory in (self.path.parent, self.path, self._landed, self._segments):
                 if not directory.is_dir():
