@@ -10,20 +10,17 @@ import os
 import re
 from io import BufferedReader
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from potstill.errors import NotAuthorisedError, UsageError
 from potstill.home import potstill_home
 
 ROOTS_VARIABLE = "POTSTILL_DATA_ROOTS"
-"""Absolute directories and URLs such as s3://bucket/prompts, separated by colons as in PATH, semicolons or line ends. A
-blank may be in a path."""
+"""Absolute directories, separated by colons as in PATH, semicolons or line ends. A blank may be in a path."""
 WORKER_VARIABLE = "PREFECT__FLOW_RUN_ID"
 """What Prefect's workers and runners set for the process of every run that they start, and nobody else does."""
 INBOX = "inbox"
 _BETWEEN = re.compile(r"[;\n]|:(?=\s*(?:/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*://))")
-"""A colon only where another root follows: not the one of s3://."""
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+"""A colon only where another root follows, or a URL: that is none, and is refused by its whole name."""
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -32,10 +29,10 @@ def is_confined() -> bool:
     return ROOTS_VARIABLE in os.environ or WORKER_VARIABLE in os.environ
 
 
-def read_roots() -> tuple[Path | str, ...]:
-    """The roots, resolved: directories, and URLs without a slash at their end. The inbox always is one.
+def read_roots() -> tuple[Path, ...]:
+    """The roots, resolved. The inbox always is one.
 
-    Errors: `UsageError` for one that is neither an absolute path nor a URL.
+    Errors: `UsageError` for one that is no absolute path.
     """
     named = [part.strip() for part in _BETWEEN.split(os.environ.get(ROOTS_VARIABLE, "")) if part.strip()]
     return (_resolve(potstill_home() / INBOX), *map(_read_root, named))
@@ -58,7 +55,7 @@ def check_pattern(pattern: str, field: str) -> None:
     if not is_confined():
         return
     fixed, rest = _split(pattern)
-    if _URL.match(pattern) or ".." in rest or not _is_below(fixed):
+    if ".." in rest or not _is_below(fixed):
         raise _refused(pattern, field)
 
 
@@ -68,15 +65,6 @@ def check_tree(directory: Path, field: str, value: str) -> None:
         check_path(directory, field, value)
         for path in directory.rglob("*"):
             check_path(path, field, value)
-
-
-def check_url(url: str, field: str) -> None:
-    """The same for a URL: it is one of the roots, or begins with one and a slash, and no part of it leads up again.
-
-    Errors: `NotAuthorisedError`.
-    """
-    if is_confined() and not _is_url_below(url):
-        raise _refused(url, field)
 
 
 def open_inside(path: Path, field: str) -> BufferedReader:
@@ -110,12 +98,10 @@ def _refused(value: str, field: str) -> NotAuthorisedError:
     return NotAuthorisedError(f"{field} {value}: {remedy}")
 
 
-def _read_root(named: str) -> Path | str:
-    if _URL.match(named):
-        return named.rstrip("/")
+def _read_root(named: str) -> Path:
     path = Path(named).expanduser()
     if not path.is_absolute():
-        raise UsageError(f"{ROOTS_VARIABLE}: {named}: name an absolute directory, or a URL such as s3://bucket/prompts")
+        raise UsageError(f"{ROOTS_VARIABLE}: {named}: name an absolute directory")
     return _resolve(path)
 
 
@@ -128,7 +114,7 @@ def _is_below(path: Path) -> bool:
 
 
 def _lies_below(resolved: Path) -> bool:
-    return any(resolved == root or root in resolved.parents for root in read_roots() if isinstance(root, Path))
+    return any(resolved == root or root in resolved.parents for root in read_roots())
 
 
 def _resolve(path: Path) -> Path:
@@ -140,27 +126,3 @@ def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
     parts = Path(os.path.expanduser(pattern)).parts  # noqa: PTH111 - as below
     first = next((index for index, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
     return Path(*parts[:first]), parts[first:]
-
-
-def _is_url_below(url: str) -> bool:
-    wanted = _url_parts(url)
-    if wanted is None:
-        return False
-    roots = (list(_url_parts(root) or ()) for root in read_roots() if isinstance(root, str))
-    return any(root and list(wanted[: len(root)]) == root for root in roots)
-
-
-def _url_parts(url: str) -> tuple[str, ...] | None:
-    """Scheme, host and the names of its path; None for a URL that could mean more than one place."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return None
-    is_plain = all("!" <= letter <= "~" and letter != "\\" for letter in url)
-    if not is_plain or not host or "@" in parts.netloc or parts.query or parts.fragment or "?" in url or "#" in url:
-        return None
-    names = parts.path.strip("/").split("/") if parts.path.strip("/") else []
-    if any(unquote(name) in {"", ".", ".."} or unquote(name) != name for name in names):
-        return None
-    return (parts.scheme, host if port is None else f"{host}:{port}", *names)

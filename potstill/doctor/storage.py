@@ -71,9 +71,7 @@ def check_roots() -> Iterator[Finding]:
         yield warn("data roots", "not set here: runs that a worker starts read the inbox only", remedy)
         return
     for root in read_roots()[1:]:
-        if isinstance(root, str):
-            yield ok("data roots", root)
-        elif not root.is_dir():
+        if not root.is_dir():
             yield fail("data roots", f"{root}: no such directory", f"make it, or take it out of {ROOTS_VARIABLE}")
         elif not os.access(root, os.R_OK | os.X_OK):
             yield fail("data roots", f"{root}: not readable", "let this user read it")

@@ -313,8 +313,11 @@ class TestStorage:
 
     def test_roots_that_are_not_there_fail_and_none_is_a_warning(self, home: Path, monkeypatch: pytest.MonkeyPatch):
         assert one(storage.check_roots()).status == "warn"
-        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{home};{home}/gone;s3://bucket/x;/")
-        assert [found.status for found in storage.check_roots()] == ["ok", "fail", "ok", "warn"]
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{home};{home}/gone;/")
+        assert [found.status for found in storage.check_roots()] == ["ok", "fail", "warn"]
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{home};s3://bucket/x")
+        [found] = examine([Check("data roots", storage.check_roots)])
+        assert (found.status, "s3://bucket/x: name an absolute directory" in found.said) == ("fail", True)
 
     def test_secrets_of_the_webhook_are_counted_and_never_shown(self, home: Path, monkeypatch: pytest.MonkeyPatch):
         assert storage.check_inbox(home).status == "warn"
