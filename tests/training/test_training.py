@@ -17,6 +17,7 @@ from potstill.evaluation.generate import Adapter, generate
 from potstill.recipe import Dpo, Evaluation, Student, Training
 from potstill.records import Completion, Prompt, Usage, read_parquet, write_parquet
 from potstill.student.base import Base, resolve_base
+from potstill.subprocesses import process_started_at
 from potstill.training import launch
 from potstill.training.examples import assemble_lines, assemble_preferences
 
@@ -130,7 +131,8 @@ def test_killed_training_goes_on_from_its_checkpoint_with_the_same_losses(
     assert killed
     whole = (store.root / "runs" / "train").glob("*/checkpoints/checkpoint-*/is-whole")
     saved = max(int(path.parent.name.rpartition("-")[2]) for path in whole)
-    assert 17 < saved < 34, "within the second epoch"
+    assert 17 < saved < 136, "after the first epoch and before the end"
+    assert saved % 17, "within an epoch"
     resumed = launch.train_sft(dataset, base, CONFIG, store)
     assert launch.read_status(store.path(resumed)).resumed_from_step == saved
     assert losses(store, resumed) == pytest.approx(uninterrupted, abs=1e-4)
@@ -159,17 +161,17 @@ def test_no_orphan_is_left_when_the_parent_is_killed(
 ) -> None:
     arguments = [str(store.root), str(tiny_base), str(store.path(dataset)), CONFIG.model_dump_json()]
     parent = subprocess.Popen([sys.executable, "-c", TRAIN, *arguments], start_new_session=True)
-    run = store.root / "runs" / "train"
-    _wait_for(lambda: any(path.stat().st_size for path in run.glob("*/progress.jsonl")))
-    children = psutil.Process(parent.pid).children(recursive=True)
-    assert len(children) >= 2, "the launcher and the trainer"
-    if whole_group:
-        os.killpg(parent.pid, signal.SIGKILL)
-    else:
+    try:
+        run = store.root / "runs" / "train"
+        _wait_for(lambda: any(path.stat().st_size for path in run.glob("*/progress.jsonl")))
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2, "the launcher and the trainer"
+        if whole_group:
+            os.killpg(parent.pid, signal.SIGKILL)
+    finally:
         parent.kill()
-    parent.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
+        parent.wait()
+    _wait_for(lambda: all(process_started_at(child.pid) is None for child in children), 10)
 
 
 def test_dpo_goes_on_from_the_sft_adapter(store: ArtifactStore, dataset: ArtifactRef, base: Base) -> None:
@@ -215,7 +217,7 @@ def test_data_that_fits_no_example_is_a_fault_of_the_data(
         launch.train_sft(dataset, base, CONFIG.model_copy(update={"max_length": 16, "seed": 1}), store)
 
 
-def _wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
+def _wait_for(happened: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "nothing happened"
