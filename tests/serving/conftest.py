@@ -20,6 +20,8 @@ from potstill.recipe import Student
 from potstill.records import adapter_name
 from potstill.release import Golden, Release, publish
 from potstill.student.base import resolve_base
+from potstill.subprocesses import process_started_at
+from tests.scripted_server import wait_until
 from tests.tiny_student import build_base
 
 WORDS = "the still takes the wash and what it distils twice comes out cleaner café naïve über straße 日本 " * 8
@@ -111,7 +113,7 @@ class Served(NamedTuple):
 
     def backend(self) -> psutil.Process:
         """The model process, waited for where it is just being started."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             children = psutil.Process(self.process.pid).children()
             if children:
@@ -142,7 +144,9 @@ def _run_server(home: Path) -> Iterator[Served]:
             children = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
-            assert psutil.wait_procs(children, timeout=1)[1] == []
+            wait_until(
+                lambda: all(process_started_at(child.pid) is None for child in children), lambda: "it left an orphan", 1
+            )
             assert list((home / "serving").glob("*.ready")) == []
     finally:
         process.kill()

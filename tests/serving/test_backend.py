@@ -24,7 +24,7 @@ def backend(tiny_student, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     arguments = ["-m", "potstill.serving.backends.embedded", "--base", str(tiny_student.base), "--ready", str(ready)]
     child = Child([sys.executable, *arguments], env={"POTSTILL_BACKEND_KEY": KEY, "OMP_NUM_THREADS": "1"})
     try:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while not ready.exists():
             assert child.poll() is None
             assert time.monotonic() < deadline

@@ -17,6 +17,8 @@ from potstill.errors import ArtifactDamagedError, ReleaseError, UsageError
 from potstill.release import Release, aliases, resolve, rollback, version_directory
 from potstill.serving.serve import serve
 from potstill.serving.server import bind
+from potstill.subprocesses import process_started_at
+from tests.scripted_server import wait_until
 
 MESSAGES = [{"role": "user", "content": "what comes out?"}]
 
@@ -135,20 +137,22 @@ def test_answers_in_flight_keep_their_version_while_aliases_flip(served) -> None
 def test_a_killed_model_process_is_said_at_once_and_replaced(served) -> None:
     expected = text_of(ask(served.url))
     body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 200, "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=30) as stream:
-        pieces = stream.iter_text()
-        next(pieces)
-        os.kill(served.backend().pid, signal.SIGKILL)
-        killed = time.monotonic()
-        last = "".join(pieces).split("\n\n")[-2]
-    assert '"code":"backend_down"' in last
-    answer = ask(served.url)
-    assert time.monotonic() - killed < 2
+    pid = served.backend().pid
+    with httpx.Client(base_url=f"{served.url}/v1", timeout=30) as client:
+        with client.stream("POST", "/chat/completions", json=body) as stream:
+            pieces = stream.iter_text()
+            next(pieces)
+            os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
+            last = "".join(pieces).split("\n\n")[-2]
+        assert '"code":"backend_down"' in last
+        answer = client.post("/chat/completions", json={"model": "tiny", "messages": MESSAGES})
+        assert time.monotonic() - killed < 2
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "backend_down")
     assert answer.headers["retry-after"]
     assert httpx.get(f"{served.url}/health").status_code == 503
     while ask(served.url).status_code == 503:
-        assert time.monotonic() - killed < 40
+        assert time.monotonic() - killed < 120
         time.sleep(0.1)
     assert text_of(ask(served.url)) == expected
     assert httpx.get(f"{served.url}/health").status_code == 200
@@ -165,7 +169,9 @@ def test_the_model_process_ends_with_a_killed_server(
         assert children
         server.process.kill()
         server.process.wait()
-        assert psutil.wait_procs(children, timeout=5)[1] == []
+        wait_until(
+            lambda: all(process_started_at(child.pid) is None for child in children), lambda: "it left an orphan", 5
+        )
 
 
 def test_a_version_that_was_tampered_with_is_not_served(
