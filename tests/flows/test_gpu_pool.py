@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectNotFound
 
 from potstill.errors import UsageError
 from tasks.gpu_pool import EVALUATE, TRAIN
@@ -37,6 +39,8 @@ def looking() -> None:
 @pytest.fixture
 def _pool_of_two_deployments() -> Iterator[None]:
     with get_client(sync_client=True) as client:
+        with suppress(ObjectNotFound):  # of another test of this session, with its workers
+            client.delete_work_pool("gpu")
         client.create_work_pool(WorkPoolCreate(name="gpu", type="process"))
         made = []
         for name in (TRAIN, EVALUATE):
