@@ -16,7 +16,7 @@ import httpx
 
 from tests.ports import free_port
 
-STARTING_SECONDS = 30
+STARTING_SECONDS = 90
 BUCKET = "potstill"
 
 

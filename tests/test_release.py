@@ -552,7 +552,7 @@ def test_two_processes_release_at_once_and_every_move_is_kept(tmp_path: Path) ->
     for process in both:
         process.start()
     for process in both:
-        process.join(30)
+        process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
     log = promotions(tmp_path / "releases" / "demo")
     now = aliases(tmp_path, "demo")

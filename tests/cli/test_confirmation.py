@@ -27,7 +27,7 @@ pytestmark = pytest.mark.flow
 ROOT = Path(__file__).parents[2]
 PROMPTS, SMOKE = 24, 16
 QUESTION, NO = "Go on? [y/N]", b"n\n"
-SECONDS = 60
+SECONDS = 180
 DEAR = {"input_per_million": 50_000, "output_per_million": 200_000}
 """At which an answer costs about 2 USD."""
 STYLES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -16,7 +16,7 @@ from tests.line import Line
 pytestmark = pytest.mark.flow
 
 PROMPTS = 300
-STAGE_SECONDS = 120
+STAGE_SECONDS = 360
 
 
 @pytest.fixture

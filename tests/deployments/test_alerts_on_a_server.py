@@ -102,7 +102,7 @@ def test_each_alert_is_told_once_to_each_target_with_its_recipe_and_nothing_is_m
     _end(server, "distill-student", "tickets", {"type": "COMPLETED", "message": "Passed"})
     with ThreadPoolExecutor() as both:  # a run and its resumption, at once only to save time
         list(both.map(lambda _: server.call("-c", SAYS), range(2)))
-    wait_for(lambda: len(got.slack) >= 7 and len(got.webhook) >= 6 and len(got.mail) >= 7, 30)
+    wait_for(lambda: len(got.slack) >= 7 and len(got.webhook) >= 6 and len(got.mail) >= 7, 90)
     time.sleep(3)  # one that is told twice would come by now
 
     told = [_of_hook(message) for message in got.webhook]
@@ -168,7 +168,7 @@ def test_after_an_outage_a_run_that_goes_on_or_starts_gets_time_for_its_next_sig
     assert server.call(*give_time).stdout.startswith("0 runs have time")
     for name in ("Pending", "Submitting"):
         server.post(f"/flow_runs/{starting}/set_state", {"state": {"type": "PENDING", "name": name}})
-    wait_for(lambda: server.call(*give_time).stdout.startswith("1 runs have time"), 20)
+    wait_for(lambda: server.call(*give_time).stdout.startswith("1 runs have time"), 60)
     run = _end(server, "redistill", "other", {"type": "RUNNING", "name": "Running"})
     related = [
         {
@@ -182,7 +182,7 @@ def test_after_an_outage_a_run_that_goes_on_or_starts_gets_time_for_its_next_sig
     server.post(
         "/events", [event | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "related": related}]
     )
-    wait_for(lambda: server.call(*give_time).stdout.startswith("2 runs have time"), 20)
+    wait_for(lambda: server.call(*give_time).stdout.startswith("2 runs have time"), 60)
 
 
 def test_where_a_pool_makes_containers_a_run_has_time_for_its_image(alerted: Alerted) -> None:

@@ -140,7 +140,7 @@ def test_two_machines_that_move_aliases_at_once_lose_no_move(bucket, tmp_path) -
     for process in both:
         process.start()
     for process in both:
-        process.join(90)
+        process.join(270)
     assert [process.exitcode for process in both] == [0, 0]
     log, now = moves(homes[0]), aliases(homes[0], "demo")
     assert [line.what for line in log].count("release") == 10
