@@ -1,28 +1,21 @@
-"""The machine: GPU and driver, processors, memory, disk, ports, the clock's own setting."""
+"""The machine: GPU and driver, processors, memory, disk, the clock's own setting."""
 
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
-
-import httpx
 
 from potstill.doctor.finding import Finding, fail, ok, warn
 from potstill.doctor.software import torch_cuda
-from potstill.prefect_api import URL_VARIABLE
 
 GIB = 2**30
 LEAST_DISK, GOOD_DISK = 1 * GIB, 10 * GIB
 """A student with its checkpoints takes some GiB; a base of 8 billion parameters takes 16."""
 GOOD_MEMORY = 4 * GIB
 NVIDIA_SECONDS = 4.0
-PROBE_SECONDS = 2.0
 
 
 def check_gpu(program: str = "nvidia-smi", cuda: str | None = None) -> Iterator[Finding]:
@@ -71,45 +64,6 @@ def check_disk(place: Path, name: str = "disk") -> Finding:
     if free < GOOD_DISK:
         return warn(name, said, "make room: a base, checkpoints and releases take some GiB")
     return ok(name, said)
-
-
-class Port(NamedTuple):
-    """A port that one of our servers takes."""
-
-    name: str
-    host: str
-    port: int
-    path: str
-    """What tells it from another program's server."""
-
-
-def expected_ports() -> list[Port]:
-    """Where Prefect, the gateway and the webhook listen, where nothing else is said."""
-    url = urlsplit(os.environ.get(URL_VARIABLE, ""))
-    is_here = url.hostname in {"127.0.0.1", "localhost", "::1"}
-    prefect = Port("Prefect", url.hostname or "127.0.0.1", url.port or 4200, "/api/health")
-    return [
-        prefect if is_here else Port("Prefect", "127.0.0.1", 4200, "/api/health"),
-        Port("gateway", "127.0.0.1", 8000, "/health"),
-        Port("webhook", "127.0.0.1", 8380, "/health"),
-    ]
-
-
-def check_port(port: Port) -> Finding:
-    """A port is free, or held by the server that it is for."""
-    name, where = f"port {port.port}", f"{port.host}:{port.port}"
-    with socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET) as probe:
-        probe.settimeout(PROBE_SECONDS)
-        if probe.connect_ex((port.host, port.port)):
-            return ok(name, f"free for {port.name}")
-    try:
-        reply = httpx.get(f"http://{where}{port.path}", timeout=PROBE_SECONDS, trust_env=False)
-        is_ours = reply.status_code in {200, 401, 503} and "json" in reply.headers.get("content-type", "")
-    except httpx.HTTPError:
-        is_ours = False
-    if is_ours:
-        return ok(name, f"{port.name} answers")
-    return warn(name, f"another program listens where {port.name} would", f"ss -ltnp 'sport = :{port.port}' names it")
 
 
 def check_timezone() -> Finding:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import potstill
-from potstill.doctor import machine, orchestrator, software, storage, teacher
+from potstill.doctor import machine, orchestrator, ports, software, storage, teacher
 from potstill.doctor.finding import Check, Finding, examine, fail
 from potstill.errors import RecipeError
 from potstill.home import potstill_home
@@ -12,7 +12,8 @@ from potstill.prefect_api import URL_VARIABLE
 from potstill.recipe import Recipe
 from potstill.recipe_file import load_recipe
 
-RECIPES = Path(potstill.__file__).parents[1] / "recipes"
+CHECKOUT = Path(potstill.__file__).parents[1]
+RECIPES, BOX = CHECKOUT / "recipes", CHECKOUT / "deployments" / "box.yaml"
 
 
 def visit(path: Path | None = None, overrides: tuple[str, ...] = (), *, call: bool = False) -> list[Finding]:
@@ -46,7 +47,10 @@ def _first(recipe: Recipe | None) -> list[Check]:
         Check("ledger", storage.check_ledger),
         Check("data roots", storage.check_roots),
         Check("inbox", lambda: storage.check_inbox(home)),
-        *(Check(f"port {port.port}", lambda port=port: machine.check_port(port)) for port in machine.expected_ports()),
+        *(
+            Check(f"port {port.port}", lambda port=port: ports.check_port(port))
+            for port in ports.expected_ports(home, BOX)
+        ),
         *([Check("keys", teacher.check_known_keys)] if recipe is None else teacher.checks_of(recipe)),
         Check("prefect", orchestrator.check_server),
     ]

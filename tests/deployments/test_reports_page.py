@@ -12,6 +12,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from potstill.doctor.ports import SERVERS, check_port
 from tests.box import eventually
 from tests.ports import free_ports
 from tests.prefect_server import running
@@ -73,6 +74,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     (page.parent / "folder.html").mkdir()
     with showing(place / "reports", place / "log", POTSTILL_REPORTS_URL="https://Reports.example:8443/x") as shown:
         yield shown
+
+
+def test_the_doctor_knows_it(shown: Shown) -> None:
+    assert check_port(SERVERS["reports"]._replace(port=shown.port)).status == "ok"
 
 
 def test_a_report_is_shown_as_it_lies_there_and_runs_no_script(shown: Shown) -> None:

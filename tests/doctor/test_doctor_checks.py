@@ -2,7 +2,6 @@
 
 import base64
 import os
-import socket
 import stat
 import subprocess
 import threading
@@ -18,7 +17,6 @@ from potstill.doctor.finding import Check, Finding, examine, fail, ok
 from potstill.errors import UsageError
 from potstill.object_store import ObjectStore
 from potstill.webhook.signatures import read_secrets
-from tests.recording_server import Answer, RecordingServer
 from tests.s3_server import Manner, S3Proxy, S3Server
 
 
@@ -159,36 +157,6 @@ class TestMachine:
 
     def test_a_place_that_is_not_there_yet_is_judged_by_its_disk(self, tmp_path: Path):
         assert str(tmp_path) in machine.check_disk(tmp_path / "a" / "b").said
-
-    def test_a_free_port_is_free(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            number = probe.getsockname()[1]
-        found = machine.check_port(machine.Port("gateway", "127.0.0.1", number, "/health"))
-        assert found == ok(f"port {number}", "free for gateway")
-
-    def test_a_port_that_another_program_holds_is_told_from_one_of_ours(self):
-        with RecordingServer() as server:
-            server.answers["/health"] = Answer(200, {"status": "ok"})
-            number = int(server.origin.rpartition(":")[2])
-            assert machine.check_port(machine.Port("gateway", "127.0.0.1", number, "/health")).status == "ok"
-            found = machine.check_port(machine.Port("Prefect", "127.0.0.1", number, "/api/health"))
-        assert found.status == "warn"
-        assert "another program" in found.said
-        assert f":{number}" in found.remedy
-
-    def test_a_program_that_speaks_no_http_is_another_too(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(machine, "PROBE_SECONDS", 0.2)
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            number = silent.getsockname()[1]
-            found = machine.check_port(machine.Port("gateway", "127.0.0.1", number, "/health"))
-        assert "another program" in found.said
-
-    def test_the_port_of_prefect_is_the_one_that_the_environment_names(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4321/api")
-        assert machine.expected_ports()[0].port == 4321
-        monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example/api")
-        assert machine.expected_ports()[0].port == 4200
 
     def test_the_zone_is_said(self):
         assert "UTC" in machine.check_timezone().said
