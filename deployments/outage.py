@@ -1,13 +1,19 @@
-"""After a server was down: runs went on meanwhile, but their heartbeats had nobody to go to.
+"""After a server was down: runs went on meanwhile, but their heartbeats had nobody to go to, and their slots nobody to renew them.
 
 Prefect keeps in its database until when a run's next sign of life is due. A server that starts again looks at that before the
 first one can reach it, and the automations for dead runs would call every run Crashed that lived through the outage.
+
+A run of a deployment that has a concurrency limit holds its slot by a lease, renews that every 225 s, and ends itself where the
+server knows the lease no more. Prefect's default keeps leases in the server's memory: see `LEASES_ON_DISK`.
 """
 
 import asyncio
 from datetime import timedelta
+from uuid import UUID
 
 import sqlalchemy
+from prefect.server.concurrency.lease_storage import get_concurrency_lease_storage
+from prefect.server.concurrency.lease_storage.filesystem import ConcurrencyLeaseStorage
 from prefect.server.database import provide_database_interface
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.types._datetime import now
@@ -17,13 +23,19 @@ from deployments.automations import HEARTBEAT_SECONDS, PREFIX
 
 STARTING_SECONDS = 60
 """What a server takes to start on a busy machine."""
+LEASE_SECONDS = 3600
+"""Runs ask again after pauses that grow with the outage, half an hour at most; a dead run's slot is freed as it is found dead."""
 
 
 def give_time() -> int:
     """Put off what is due of our automations; returns for how many runs. 0 where the database is not made yet.
 
-    A run that died during the outage is found all the same, later by this much.
+    A run that died during the outage is found all the same, later by this much. The leases of slots are kept too.
     """
+    storage = get_concurrency_lease_storage()
+    if isinstance(storage, ConcurrencyLeaseStorage):
+        leases = [UUID(path.stem) for path in storage.storage_path.glob("*-*.json")]
+        asyncio.run(_keep(leases, storage))
     return asyncio.run(_give_time())
 
 
@@ -48,3 +60,9 @@ async def _give_time() -> int:
     except DBAPIError:
         return 0
     return num_runs
+
+
+async def _keep(leases: list[UUID], storage: ConcurrencyLeaseStorage) -> None:
+    """None expires before its run has had time to renew it."""
+    for lease in leases:
+        await storage.renew_lease(lease, timedelta(seconds=LEASE_SECONDS))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
+from deployments.box.environment import LEASES_ON_DISK
 from potstill.errors import OrchestratorError
 from tests.ports import free_port
 
@@ -94,6 +95,7 @@ def prefect_server(place: Path, **settings: str) -> Iterator[RunningServer]:
         "PREFECT_SERVER_API_AUTH_STRING": ":".join(AUTH),
         "PREFECT_API_AUTH_STRING": ":".join(AUTH),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        **LEASES_ON_DISK,
         "POTSTILL_HOME": str(place / "potstill"),
         "PYTHONPATH": str(ROOT),
         **settings,

@@ -36,6 +36,8 @@ FOR_RUNS = {
 }
 
 
+LEASES_ON_DISK = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+"""Of a server: the leases of runs' slots lie below its `PREFECT_HOME` and outlast it. In its memory, its death would end all runs."""
 FOR_SHELLS = ("POTSTILL_REPORTS_URL", APPROVAL_VARIABLE)
 """What commands by hand share with the workers, where it is set."""
 
@@ -71,7 +73,12 @@ def environments(box: Box, places: Places, given: Mapping[str, str]) -> Environm
         worker.setdefault("POTSTILL_REPORTS_URL", f"http://{HOST}:{box.reports.port}")
     return Environments(
         api,
-        server={SERVER_AUTH: api.auth or "", **client, "PREFECT_API_DATABASE_CONNECTION_URL": database(places, given)},
+        server={
+            SERVER_AUTH: api.auth or "",
+            **client,
+            **LEASES_ON_DISK,
+            "PREFECT_API_DATABASE_CONNECTION_URL": database(places, given),
+        },
         client=client,
         worker=worker,
         gpu_worker={name: value for name, value in without_keys(worker).items() if name != LEDGER_VARIABLE},
