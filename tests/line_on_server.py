@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from tests.prefect_server import AUTH, PREFECT, RunningServer, prefect_server, running, wait_for
+from tests.prefect_server import AUTH, RunningServer, prefect_server, running, wait_for
 
 ROOT = Path(__file__).parents[1]
 RUN_SECONDS = 240
@@ -33,7 +34,15 @@ class Line(NamedTuple):
 
     def start_worker(self, pool: str, **settings: str) -> None:
         """A worker of a pool, ended with the line; a dead one of that pool is replaced. It may have settings of its own."""
-        command = (*PREFECT, "worker", "start", "--pool", pool, "--name", f"{pool}-{time.monotonic_ns()}")
+        command = (
+            sys.executable,
+            "-m",
+            "deployments.worker",
+            "--pool",
+            pool,
+            "--name",
+            f"{pool}-{time.monotonic_ns()}",
+        )
         log = self.place / f"worker-{pool}.log"
         self.workers[pool] = self.stack.enter_context(running(command, self.server.env | settings, log))
 

@@ -73,7 +73,7 @@ def _worker(pool: str, number: str, found: Environments, limit: int) -> Process:
     environment = {**needed, **({"CUDA_VISIBLE_DEVICES": number} if is_card else {})}
     return Process(
         name,
-        (PYTHON, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", str(limit)),
+        (PYTHON, "-m", "deployments.worker", "--pool", pool, "--name", name, "--limit", str(limit)),
         environment,
         address=f"{POOL} {pool}",
         after=(SETUP,),

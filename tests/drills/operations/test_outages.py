@@ -14,6 +14,8 @@ pytestmark = pytest.mark.drill
 AWAY_SECONDS = 40
 """More than a heartbeat, less than what makes a zombie."""
 CANCELLED_SECONDS = 45
+HEARS_SECONDS = 60
+"""A worker that could not reach the server pauses longer, up to as long as the server was away."""
 IN_FLIGHT = 16
 """A recipe's concurrency, where it does not say."""
 
@@ -56,6 +58,19 @@ def test_a_training_goes_on_while_its_server_is_dead_and_is_taken_when_it_is_bac
     assert not trainer.is_running()
     assert scene.champion("outlasting") is not None
     print(f"\nserver killed and away for {AWAY_SECONDS} s: {meanwhile} lines of progress meanwhile, released")
+
+
+def test_a_run_is_cancelled_by_a_worker_that_had_lost_its_server(scene: Scene) -> None:
+    line = scene.line
+    recipe = scene.recipe("cancelled later", training={"epochs": 400, "seed": 13}, compute={"train": "pool"})
+    run, child, trainer = scene.start_training(recipe)
+    line.restart_server(AWAY_SECONDS)
+    asked = time.monotonic()
+    line.cancel(run)
+    assert line.wait_for_end(run, HEARS_SECONDS + CANCELLED_SECONDS)["type"] == "CANCELLED"
+    assert line.wait_for_end(child, HEARS_SECONDS + CANCELLED_SECONDS)["type"] == "CANCELLED"
+    seconds_until(lambda: not trainer.is_running(), CANCELLED_SECONDS)
+    print(f"\ncancelled after an outage of {AWAY_SECONDS} s: training gone after {time.monotonic() - asked:.1f} s")
 
 
 def test_a_deployed_run_on_a_full_disk_fails_with_the_reason_and_goes_on_with_more_room(scene: Scene) -> None:
