@@ -59,10 +59,13 @@ def check(
 
 
 def _check_inputs(recipe: Recipe) -> None:
-    """The files that are named, and whatever lies in the inbox."""
+    """The files that are named, and whatever lies in the inbox. A recipe that names no inbox makes no state directory."""
+    if INBOX not in recipe.curation.inputs:
+        find_inputs(recipe.curation.inputs)
+        return
     home = potstill_home()
     named = tuple(name for name in recipe.curation.inputs if name != INBOX)
     if not named and (missing := find_missing_inbox(recipe, home)) is not None:
         raise DataError(missing)
-    landed = lying_in(home, recipe.name) if INBOX in recipe.curation.inputs else None
+    landed = lying_in(home, recipe.name)
     find_inputs(named if landed is None else (*named, landed))
