@@ -17,7 +17,6 @@ import yaml
 
 from deployments.box.leftovers import end_all, marked
 from deployments.box.places import Kept, Places, State
-from potstill.errors import OrchestratorError
 from potstill.prefect_api import PrefectApi
 from potstill.subprocesses import process_started_at
 from tests.ports import free_ports
@@ -124,10 +123,7 @@ class ClonedBox:
         return self.ask("POST", path, {"state": {"type": "SCHEDULED"}, **body})["id"]
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        try:
-            return patiently(lambda: self.api.get(path) if method == "GET" else self.api.post(path, body))
-        except OrchestratorError as error:
-            raise AssertionError(f"{error}\n{self.logs()}") from error
+        return patiently(lambda: self.api.get(path) if method == "GET" else self.api.post(path, body))
 
     def run_state(self, run: str) -> dict[str, Any]:
         return self.ask("GET", f"/flow_runs/{run}")["state"]
