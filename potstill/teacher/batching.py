@@ -88,7 +88,7 @@ class BatchAsker:
         self._say = say
         self._sleep = sleep
         self._provider = PROVIDERS[plan.teacher.provider]
-        self._watch = BatchWatch(plan, ledger, protocol, rates, say)
+        self._watch = BatchWatch(plan, ledger, protocol, say)
         self._tally = Tally()
         self._on_step: Callable[[Step], None] = lambda _: None
 

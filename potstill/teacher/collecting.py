@@ -9,7 +9,6 @@ from potstill.ledger import Ledger, Settlement, Status
 from potstill.ledger.batches import BatchedAttempt, BatchRow
 from potstill.llm.batches.base import BatchResult, BatchState, ResultsGoneError, custom_id
 from potstill.llm.messages import Reply
-from potstill.llm.pricing import Rates
 from potstill.llm.providers.base import Failure
 from potstill.teacher.doubts import MANY
 from potstill.teacher.outcome import Step, refusal, status_of
@@ -20,7 +19,7 @@ GROUP = 500
 
 
 async def close_batch(
-    ledger: Ledger, row: BatchRow, results: AsyncIterator[BatchResult], run: str, rates: Rates
+    ledger: Ledger, row: BatchRow, results: AsyncIterator[BatchResult], run: str
 ) -> AsyncIterator[Step]:
     """Settle what a batch that has ended brought; yields what each group of results adds to a run.
 
@@ -30,10 +29,7 @@ async def close_batch(
     refused, in words that name no fault of a prompt; none of these counts as refused then. Nor do many that were refused
     in the same such words beside others that were answered: a limit that is met in the middle of a batch looks so.
     """
-    waiting = {
-        custom_id(row.token, it.plan.answer_key[:32]): _at_the_same_rates(it, rates)
-        for it in ledger.in_batch(row.token)
-    }
+    waiting = {custom_id(row.token, it.plan.answer_key[:32]): it for it in ledger.in_batch(row.token)}
     unreadable = num_results = 0
     doubtful: list[Settlement] = []
     stopped_by: Failure | None = None
@@ -67,12 +63,6 @@ async def close_batch(
         raise NotAuthorisedError(f"{row.base_url}: {stopped_by.message}: mend that, then run the same again")
     if refuses_all:
         raise PermanentTeacherError(refusal(row.base_url, doubtful[0].error or ""))
-
-
-def _at_the_same_rates(attempt: BatchedAttempt, rates: Rates) -> BatchedAttempt:
-    """What the ledger keeps of a price has no tiers: where it is still the price, the tiers are known."""
-    is_same = attempt.plan.rates.snapshot() == rates.snapshot()
-    return attempt._replace(plan=attempt.plan._replace(rates=rates)) if is_same else attempt
 
 
 def _is_doubtful(status: Status, outcome: Reply | Failure) -> bool:

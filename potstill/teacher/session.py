@@ -168,9 +168,9 @@ class TeacherSession:
         if not await self._ledger.run(are_at_provider, self._plan, self._ledger.ledger, keys):
             return False
         say(f"another run has handed in {len(keys):,} of these prompts as a batch: waiting for it")
-        rates, poll_seconds = rates_of(self._plan.teacher, "batch"), self._plan.teacher.batch_poll_seconds
+        poll_seconds = self._plan.teacher.batch_poll_seconds
         async with self._protocol() as protocol, self._watching:  # one watch, however many wait
-            watch = BatchWatch(self._plan, self._ledger.ledger, protocol, rates, say, keys)
+            watch = BatchWatch(self._plan, self._ledger.ledger, protocol, say, keys)
             while await self._go_on(watch, keys):
                 await sleep(poll_seconds)
         return True

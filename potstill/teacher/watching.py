@@ -9,7 +9,6 @@ from potstill.errors import NotAuthorisedError, PermanentTeacherError, TeacherEr
 from potstill.ledger import Ledger
 from potstill.ledger.batches import BatchRow
 from potstill.llm.batches.base import BatchProtocol, BatchState, NoBatchesError, ResultsGoneError
-from potstill.llm.pricing import Rates
 from potstill.llm.providers import base_url_of
 from potstill.teacher.collecting import close_batch, close_lost, close_rejected, close_unsubmitted
 from potstill.teacher.finding import find_again
@@ -50,7 +49,6 @@ class BatchWatch:
     """The batches of one endpoint, seen from one plan.
 
     Args:
-        rates: what a batch costs now.
         say: is told, in one line, what a batch does.
         keys: the answers that count as the plan's; all where none are named.
     """
@@ -60,14 +58,12 @@ class BatchWatch:
         plan: TeachPlan,
         ledger: Ledger,
         protocol: BatchProtocol,
-        rates: Rates,
         say: Callable[[str], None],
         keys: Collection[str] | None = None,
     ) -> None:
         self._plan = plan
         self._ledger = ledger
         self._protocol = protocol
-        self._rates = rates
         self._say = say
         self._keys = keys
         self._looks: Counter[str] = Counter()
@@ -128,9 +124,7 @@ class BatchWatch:
     async def _collect(self, row: BatchRow, state: BatchState, on_step: Callable[[Step], None]) -> Look:
         """Put what a batch that has ended has brought into the ledger."""
         if state.rejection is None:
-            async for step in close_batch(
-                self._ledger, row, self._protocol.results(state), self._plan.run, self._rates
-            ):
+            async for step in close_batch(self._ledger, row, self._protocol.results(state), self._plan.run):
                 on_step(step)
             self._say(f"batch {state.id}: collected")
             return Look(waiting=False, ended=1)

@@ -48,7 +48,7 @@ async def test_a_large_batch_is_closed_a_group_at_a_time(
     elif close == "lost":
         close_lost(ledger, row, "gone")
     else:
-        assert [step async for step in close_batch(ledger, row, no_results(), "run", RATES)]
+        assert [step async for step in close_batch(ledger, row, no_results(), "run")]
     assert ledger.settled == [4, 4, 2]
     assert ledger.account("run").committed_usd == (10 if close == "lost" else 0)
     assert ledger.open_batches("openai", ADDRESS) == []

@@ -335,8 +335,7 @@ async def test_tiers_of_a_price_hold_in_a_batch(ledger: Ledger) -> None:
         yield BatchResult(custom_id(token, "k" * 32), reply, 200, may_be_billed=False)
 
     (batch,) = ledger.open_batches("openai", "http://127.0.0.1:9/v1")
-    now = Rates(Decimal(50), Decimal(50), Decimal(90), "a later list")
-    steps = [step async for step in close_batch(ledger, batch, results(), "run", now)]
+    steps = [step async for step in close_batch(ledger, batch, results(), "run")]
     assert sum(step.cost_usd for step in steps) == Decimal("0.5") == ledger.account("run").committed_usd
 
 
