@@ -29,7 +29,6 @@ SCHEDULES = 1000
 ON_POSTGRESQL = 100
 """Further schedules, where the server is installed."""
 WAITS = {
-    "Asker._ask",
     "Asker._ask_each",
     "Asker._send",
     "Asker._work",
