@@ -19,8 +19,11 @@ from potstill.records import Row
 from potstill.subprocesses import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
-CHILD_ENVIRONMENT = {**ENVIRONMENT, "PYTHONSAFEPATH": ""}
-"""That of Potstill's own children, but the code in the current directory is what is measured: children run in `ROOT`."""
+CHILD_ENVIRONMENT = {**ENVIRONMENT, "PYTHONSAFEPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
+"""That of Potstill's own children, but the code in the current directory is what is measured: children run in `ROOT`.
+
+A shell that forbids bytecode would have every start compile every module.
+"""
 
 
 class Taken(NamedTuple):
