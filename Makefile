@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 
 BOX ?= deployments/box.yaml
 
+# Where a shell forbids bytecode, each of the hundreds of commands that tests start compiles every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo up down status test test-unit drill drill-operations bench bench-teacher check format clean help
 
 help:

@@ -21,7 +21,8 @@ LATENCY_MS = 10
 """With its spread, requests do not come and go together: some are in flight whenever the run is killed."""
 HALF_SECONDS = 200
 RESTART_SECONDS = 1.0
-"""On an idle machine, where 0.56 s was measured."""
+RESTART_TO_START = 1.25
+"""A start is mostly imports, which a slow machine takes more than a second for: there, a restart costs no more than that."""
 
 
 def test_after_a_kill_at_half_of_100_000_prompts_only_what_was_in_flight_is_asked_again(tmp_path: Path) -> None:
@@ -35,7 +36,8 @@ def test_after_a_kill_at_half_of_100_000_prompts_only_what_was_in_flight_is_aske
         os.kill(first.process.pid, signal.SIGKILL)
         assert first.process.wait() == -signal.SIGKILL
         left = teaching.statuses()
-        before = len(teacher.log().requests)
+        asked = teacher.log().requests
+        before, start_seconds = len(asked), asked[0].at - first.at
 
         second = teaching.start()
         told = teaching.finish(second)
@@ -60,12 +62,13 @@ def test_after_a_kill_at_half_of_100_000_prompts_only_what_was_in_flight_is_aske
     off = summary.total_cost_usd / whole - 1
     assert abs(off) <= 0.005
     assert told["cost_usd"] < 0.6 * told["total_cost_usd"], "the second run paid for its half only"
-    assert restart_seconds <= RESTART_SECONDS, (
-        f"first request {restart_seconds:.2f} s after the restart, at a load of {os.getloadavg()[0]:.1f}: 0.56 s when idle"
+    assert restart_seconds <= max(RESTART_SECONDS, RESTART_TO_START * start_seconds), (
+        f"first request {restart_seconds:.2f} s after the restart, {start_seconds:.2f} s after the start, "
+        f"at a load of {os.getloadavg()[0]:.1f}: 0.63 s when idle on a faster machine"
     )
     print(
         f"\nkilled with {left['answered']} of {PROMPTS} answered and {in_flight} in flight; asked {log.billed_twice()} again, "
-        f"lost 0; first request {restart_seconds:.2f} s after the restart; {log.span_seconds():.0f} s in all; "
+        f"lost 0; first request {start_seconds:.2f} s after the start, {restart_seconds:.2f} s after the restart; {log.span_seconds():.0f} s in all; "
         f"total {summary.total_cost_usd:.4f} of {whole:.4f} USD, {100 * off:+.4f} %"
     )
 
