@@ -39,29 +39,32 @@ class RunningServer(NamedTuple):
         return done
 
     def find(self, what: str, **query: Any) -> list[dict[str, Any]]:
-        reply = httpx.post(f"{self.url}/{what}/filter", json=query, timeout=30, auth=AUTH)
-        reply.raise_for_status()
-        return reply.json()
+        return self._read("POST", f"/{what}/filter", query)
 
     def post(self, path: str, body: Any) -> Any:
-        for _ in range(5):
-            reply = httpx.post(f"{self.url}{path}", json=body, timeout=30, auth=AUTH)
-            if reply.status_code != 503:  # SQLite on a busy machine
-                break
-            time.sleep(1)
-        reply.raise_for_status()
+        reply = self._ask("POST", path, body)
         return reply.json() if reply.content else None
 
     def get(self, path: str) -> Any:
-        reply = httpx.get(f"{self.url}{path}", timeout=30, auth=AUTH)
-        reply.raise_for_status()
-        return reply.json()
+        return self._read("GET", path)
 
     def state(self, run_id: str) -> dict[str, Any]:
+        return self.get(f"/flow_runs/{run_id}")["state"]
+
+    def _read(self, method: str, path: str, body: Any = None) -> Any:
         for _ in range(3):
             with suppress(httpx.ReadTimeout):  # SQLite on a busy machine
-                return self.get(f"/flow_runs/{run_id}")["state"]
-        raise AssertionError(f"{self.url} does not answer")
+                return self._ask(method, path, body).json()
+        raise AssertionError(f"{self.url}{path} does not answer")
+
+    def _ask(self, method: str, path: str, body: Any) -> httpx.Response:
+        for _ in range(5):
+            reply = httpx.request(method, f"{self.url}{path}", json=body, timeout=30, auth=AUTH)
+            if reply.status_code != 503:  # the same
+                break
+            time.sleep(1)
+        reply.raise_for_status()
+        return reply
 
 
 @contextmanager

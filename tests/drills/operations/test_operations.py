@@ -21,7 +21,7 @@ from tests.prefect_server import running, wait_for
 
 pytestmark = pytest.mark.drill
 
-BEGINNING = {"Scheduled", "Late", "Pending"}
+BEGINNING = {"Scheduled", "Late", "Submitting", "Pending"}
 SECRET = "whsec_" + "A" * 32
 
 
