@@ -89,9 +89,10 @@ class Line(NamedTuple):
         self.server.post(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
 
     def resume(self, run: dict[str, Any], word: dict[str, Any], status: str = "ACCEPT") -> None:
-        """As the form on the run's page does. Prefect keeps the form's schema an instant after it has suspended the run."""
+        """As the form on the run's page does, pressed again where SQLite was busy. Prefect keeps the form's schema an instant
+        after it has suspended the run."""
         url, body = f"{self.server.url}/flow_runs/{run['id']}/resume", {"run_input": word}
-        wait_for(lambda: httpx.post(url, json=body, auth=AUTH, timeout=30).json()["status"] == status, 30)
+        wait_for(lambda: httpx.post(url, json=body, auth=AUTH, timeout=30).json().get("status") == status, 30)
 
     def children(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         found = self.server.find("flow_runs", flow_runs={"parent_flow_run_id": {"any_": [run["id"]]}})

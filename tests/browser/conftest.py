@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -38,6 +38,16 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = report.failed
+    return report
+
+
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
     context = chromium.new_context(viewport={"width": 1400, "height": 1000})
@@ -47,8 +57,8 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture
-def shoot(request: pytest.FixtureRequest, tmp_path: Path) -> Shoot:
-    """`shoot(page, "the form")` keeps what the whole page shows, numbered in the order of the test."""
+def shoot(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Iterator[Shoot]:
+    """`shoot(page, "the form")` keeps what the whole page shows, numbered in the order of the test; so does a failure."""
     folder = Path(os.environ.get(SHOTS_VARIABLE) or tmp_path / "screenshots") / request.node.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -59,4 +69,6 @@ def shoot(request: pytest.FixtureRequest, tmp_path: Path) -> Shoot:
         name = re.sub(r"\W+", "-", what)
         page.screenshot(path=folder / f"{next(numbers):02}-{name}.png", full_page=True)
 
-    return keep
+    yield keep
+    if request.node.stash.get(FAILED, False):
+        keep(page, "where it failed")

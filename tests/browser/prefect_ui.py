@@ -21,8 +21,17 @@ class Form:
         return found
 
     def write(self, *titles: str, text: Any) -> None:
-        """Into a box for text or numbers."""
-        self.field(*titles).locator("textarea, input, .cm-content").first.fill(str(text))
+        """Into a box for text or numbers, or into an editor for JSON: all of it is marked first, as `fill` leaves the default there
+        while the editor is still being drawn."""
+        box = self.field(*titles).locator("textarea, input, .cm-content").first
+        if "cm-content" not in (box.get_attribute("class") or ""):
+            box.fill(str(text))
+            return
+        box.click()
+        self._page.keyboard.press("ControlOrMeta+A")
+        self._page.keyboard.press("Delete")
+        self._page.keyboard.insert_text(str(text))
+        expect(box).to_have_text(str(text))
 
     def choose(self, *titles: str, option: str) -> None:
         self.field(*titles).get_by_role("combobox").or_(
