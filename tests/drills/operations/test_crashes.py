@@ -35,7 +35,7 @@ def scene(stage: Callable[..., AbstractContextManager[Scene]]) -> Iterator[Scene
 
 def test_a_run_that_crashes_as_it_teaches_is_retried_and_asks_for_what_is_missing(scene: Scene) -> None:
     before = scene.requests()
-    run = scene.line.start(BY_HAND, scene.recipe("teaching"))
+    run = scene.line.start(BY_HAND, scene.recipe("teaching", teacher={"max_tokens": 21}))
     seconds_until(lambda: scene.requests() - before >= 150)
     _crash(scene, run)
     asked = scene.requests() - before
