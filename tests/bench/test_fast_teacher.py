@@ -14,6 +14,8 @@ from bench.fast_teacher.limits import Bucket, duration
 from bench.fast_teacher.running import ROOT, RunningTeacher, running
 from bench.fast_teacher.settings import Settings
 
+pytestmark = pytest.mark.flow
+
 TRUST = httpx.create_ssl_context()
 """Making one takes longer than the requests of most tests."""
 

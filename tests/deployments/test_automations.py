@@ -22,6 +22,8 @@ from deployments.alerts.rules import ENDED, PARENTS
 from deployments.automations import FLOWS, HEARTBEAT_SECONDS, MISSED_SECONDS, PREFIX, automations
 from tasks.events import WAITING
 
+pytestmark = pytest.mark.flow
+
 ROOT = Path(__file__).parents[2]
 LATE_SECONDS = 4
 """Prefect looks at what is due every 5 s."""

@@ -15,6 +15,8 @@ from deployments.automations import HEARTBEAT_SECONDS
 from potstill.cli import COMMANDS
 from potstill.llm.keys import KEY_HOSTS_VARIABLE, OWN_HOSTS
 
+pytestmark = pytest.mark.flow
+
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deployments" / "compose.yaml"
 DOCKERFILE = ROOT / "deployments" / "docker" / "Dockerfile"

@@ -11,6 +11,8 @@ from deployments.docker.worker import RUN_SECONDS, WORKER_SECONDS
 from tests.box import eventually
 from tests.prefect_server import ROOT
 
+pytestmark = pytest.mark.flow
+
 WORKER = """
 import os, signal, subprocess, sys
 from pathlib import Path

@@ -14,6 +14,8 @@ from tests.ports import free_port
 from tests.prefect_server import wait_for
 from tests.receivers import receivers
 
+pytestmark = pytest.mark.flow
+
 RUN = str(uuid4())
 RUNTIME = {"FLOW_RUN__ID": RUN, "FLOW_RUN__FLOW_NAME": "redistill", "DEPLOYMENT__ID": str(uuid4())}
 

@@ -13,6 +13,8 @@ from potstill.doctor.finding import Finding, examine
 from potstill.doctor.orchestrator import Wanted, check_server, checks_of, clock_finding, skew
 from tests.recording_server import Answer, RecordingServer
 
+pytestmark = pytest.mark.flow
+
 ZOMBIES = {
     "name": "potstill: zombie runs",
     "enabled": True,

@@ -41,7 +41,7 @@ from tests.fake_teacher import (
     row,
 )
 
-pytestmark = pytest.mark.usefixtures("hurried")
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("hurried")]
 
 TOO_LONG = Fault(
     "too long", 400, json.dumps({"error": {"message": "too long", "code": "context_length_exceeded"}}).encode()
@@ -231,7 +231,6 @@ def test_an_endpoint_that_begins_to_refuse_everything_stops_the_run_and_loses_no
         assert (report.found, report.answered, report.refused) == (20, 280, 0)
 
 
-@pytest.mark.flow  # a thousand prompts
 def test_many_refused_prompts_in_a_row_do_not_stop_a_run_that_has_others(ledger: Ledger) -> None:
     with FakeTeacher(lambda asked: BAD_REQUEST if 100 <= int(asked.mark[1:]) < 140 else None) as teacher:
         plan = planned(teacher, numbered_rows(1000), concurrency=4)

@@ -18,6 +18,8 @@ from potstill.teacher.session import TeacherSession
 from tests.batch_teacher import BatchTeacher, error, refuse
 from tests.fake_teacher import QUICK, make_teacher, numbered_rows
 
+pytestmark = pytest.mark.flow
+
 
 class Left(BaseException):
     """The process ends here, and its batch goes on."""

@@ -22,6 +22,8 @@ from potstill.teacher.session import TeacherSession
 from tests.batch_teacher import BAD_LINE, DROP_AFTER, EMPTY, FINE, BatchTeacher, cut, error, refuse
 from tests.fake_teacher import PRICE, QUICK, make_teacher, numbered_rows, row
 
+pytestmark = pytest.mark.flow
+
 RATES = Rates(Decimal("2.5"), Decimal("1.25"), Decimal(10), "given")
 
 

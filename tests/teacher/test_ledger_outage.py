@@ -24,6 +24,8 @@ from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.fake_teacher import FakeTeacher, make_teacher, numbered_rows
 
+pytestmark = pytest.mark.flow
+
 QUICK = RetryPolicy(attempts=2, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 CONCURRENCY = 4
 

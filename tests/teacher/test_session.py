@@ -39,7 +39,7 @@ from tests.fake_teacher import (
     numbered_rows,
 )
 
-pytestmark = pytest.mark.usefixtures("hurried")
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("hurried")]
 
 
 class Door:

@@ -22,6 +22,8 @@ from potstill.inbox import count_landed, seal
 from potstill.webhook.rate import TokenBucket
 from tests.webhook.conftest import CLIENT, SECRETS
 
+pytestmark = pytest.mark.flow
+
 LINES = "application/x-ndjson"
 
 
@@ -343,7 +345,6 @@ def test_a_sender_that_goes_away_leaves_nothing(sender) -> None:
     assert count_landed(sender.home, "demo") == 0
 
 
-@pytest.mark.flow
 def test_the_examples_of_the_docs_send(sender, monkeypatch, capsys) -> None:
     page = (Path(__file__).parents[2] / "docs/webhook.md").read_text().replace("http://127.0.0.1:8380", sender.url)
     python = page.partition("```python\n")[2].partition("```")[0]

@@ -20,6 +20,8 @@ from potstill.webhook.bodies import Body, Room
 from tests.virtual_time import run_virtually
 from tests.webhook.test_receiver import prompts
 
+pytestmark = pytest.mark.flow
+
 LIMIT = 250_000
 SOON_SECONDS = 10.0
 """On a busy machine. Whoever is held up by a body or a copy waits 20 s or more; an answer takes hundredths of a second."""

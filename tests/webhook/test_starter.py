@@ -20,6 +20,8 @@ from potstill.webhook import starter
 from potstill.webhook.starter import Starter, Watch
 from tests.scripted_server import ScriptedHandler, ScriptedServer
 
+pytestmark = pytest.mark.flow
+
 DEBOUNCE = Debounce(min_new_prompts=3, min_interval_seconds=100)
 EAGER = Debounce(min_new_prompts=1, min_interval_seconds=0)
 
