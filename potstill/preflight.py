@@ -2,7 +2,7 @@
 
 from potstill.approval import needs_word
 from potstill.cluster import find_cluster
-from potstill.curation.curate import find_inputs
+from potstill.curation.inputs import find_inputs
 from potstill.errors import DataError, NotAuthorisedError
 from potstill.home import potstill_home
 from potstill.inbox import lying_in

@@ -60,13 +60,13 @@ class Curation(Part):
     """From logs to a prompt set."""
 
     inputs: tuple[str, ...] = Field(
-        min_length=1, description="Request logs or chat JSONL; globs are allowed. inbox: what the webhook landed."
+        min_length=1, description="Files, globs and folders of logs in any known form. inbox: what the webhook landed."
     )
     workload: str | None = Field(default=None, description="Keep only the log's lines with this workload_id.")
     validation_fraction: Fraction = Field(default=0.05, description="Share of prompts to watch training with.")
     test_fraction: Fraction = Field(default=0.2, description="Share of prompts that only evaluation sees.")
     split_key: str = Field(default="potstill", description="Keys the split. Changing it moves prompts between splits.")
-    max_bad_fraction: Fraction = Field(default=0.2, description="More unusable lines than this stop the run.")
+    max_bad_fraction: Fraction = Field(default=0.05, description="More unusable lines than this stop the run.")
 
     @model_validator(mode="after")
     def _leaves_prompts_to_train(self) -> Self:

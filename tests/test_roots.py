@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from potstill.artifacts import ArtifactStore
-from potstill.curation.curate import curate, find_inputs, stage_key
+from potstill.curation.curate import curate, stage_key
+from potstill.curation.inputs import find_inputs
 from potstill.errors import DataError, NotAuthorisedError, UsageError
 from potstill.preflight import check
 from potstill.recipe import Curation, Recipe, Student

@@ -1,5 +1,7 @@
 """`potstill curate`."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +9,8 @@ from cyclopts import Parameter
 
 from potstill.cli.console import AsJson, progress, say
 from potstill.kinds import TaskKind
+
+MEGABYTE = 10**6
 
 
 def curate(
@@ -19,13 +23,13 @@ def curate(
     validation_fraction: float = 0.05,
     test_fraction: float = 0.2,
     split_key: str = "potstill",
-    max_bad_fraction: float = 0.2,
+    max_bad_fraction: float = 0.05,
     as_json: AsJson = False,
 ) -> int:
-    """Read request logs or chat JSONL into a clean, split prompt set.
+    """Read production logs of any known form into a clean, split prompt set.
 
     Args:
-        inputs: Files; globs are allowed.
+        inputs: Files, globs and folders: JSON lines, JSON lists, CSV, Parquet, saved data sets, packed or not.
         out: Directory to write the prompt set to.
         workload: Keep only the log's lines with this workload_id.
         kind: What kind of task the prompts are.
@@ -49,9 +53,18 @@ def curate(
         max_bad_fraction=max_bad_fraction,
     )
     store = open_store()
-    with progress("curate", stage.count_lines(stage.find_inputs(config.inputs))) as advance:
-        ref = stage.curate(config, kind, store, on_line=advance)
+    with curation_progress(config.inputs) as advance:
+        ref = stage.curate(config, kind, store, on_progress=advance)
     store.export(ref, out)
     summary = stage.read_summary(store.path(ref))
     say({**summary.model_dump(mode="json"), "out": str(out)}, as_json=as_json)
     return 0
+
+
+@contextmanager
+def curation_progress(inputs: Sequence[str]) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the megabytes of the inputs, with the lines that are read beside it."""
+    from potstill.curation.inputs import count_bytes, find_inputs
+
+    with progress("curate, MB", count_bytes(find_inputs(tuple(inputs))) // MEGABYTE) as advance:
+        yield lambda num_bytes, lines: advance(num_bytes // MEGABYTE, note=f"{lines:,} lines")

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from potstill.artifacts import ArtifactRef, ArtifactStore, open_store
 from potstill.cli.console import how_it_ended, progress
+from potstill.cli.curate import curation_progress
 from potstill.cli.estimate_report import Allowance, CostReport, MachineCost, SmokeReport, show_report
 from potstill.curation import curate as curation
 from potstill.errors import PotstillError, TransientTeacherError
@@ -35,10 +36,9 @@ def run_estimate(recipe: Recipe, smoke: int, *, as_json: bool) -> int:
 
 def curate_prompts(recipe: Recipe, store: ArtifactStore) -> ArtifactRef:
     """The prompt set as the flow would make it, or has. Errors: `DataError` as in the flow."""
-    paths = curation.find_inputs(recipe.curation.inputs)
-    with progress("curate", curation.count_lines(paths)) as advance:
+    with curation_progress(recipe.curation.inputs) as advance:
         prompts = curation.curate(
-            recipe.curation, recipe.task.kind, store, on_line=advance, recipe_fingerprint=recipe.fingerprint
+            recipe.curation, recipe.task.kind, store, on_progress=advance, recipe_fingerprint=recipe.fingerprint
         )
     curation.check_splits(curation.read_summary(store.path(prompts)))
     return prompts

@@ -1,30 +1,30 @@
 """The curation stage: read, redact, drop what is the same, quarantine what is broken, split."""
 
-import glob
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from potstill import redact
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
+from potstill.curation.containers import read_file
 from potstill.curation.identity import prompt_id
-from potstill.curation.readers import Line, RawPrompt, read_lines
+from potstill.curation.inputs import FIELD, find_inputs, nothing_in, sha256
+from potstill.curation.readers import Line, RawPrompt
 from potstill.curation.split import assign_split
 from potstill.errors import DataError
 from potstill.fingerprint import fingerprint
 from potstill.recipe import Curation
 from potstill.records import Prompt, QuarantinedLine, Row, Split, TaskKind, write_jsonl, write_parquet
-from potstill.roots import check_path, check_pattern, open_inside
+from potstill.roots import open_inside
 
 STAGE = "curate"
-VERSION = 2
+VERSION = 3
 KIND = "PromptSet"
-FIELD = "curation.inputs"
 PROMPTS = "prompts.parquet"
 SUMMARY = "summary.json"
+LINES_PER_REPORT = 1000
 QUARANTINE = "quarantine.jsonl"
 
 
@@ -33,6 +33,8 @@ class CurationSummary(Row):
 
     lines_read: int
     quarantined: int
+    repaired: dict[str, int]
+    """Lines that were mended to be read, by what was wrong with them."""
     failed_calls: int
     other_workloads: int
     flags: dict[str, int]
@@ -45,12 +47,13 @@ class CurationSummary(Row):
 def stage_key(config: Curation, kind: TaskKind) -> StageKey:
     """The key of this config over the bytes of its inputs. Errors: `DataError` where an input is missing."""
     settings = config.model_dump(exclude={"inputs"})
-    inputs = [(path.name, _sha256(path)) for path in find_inputs(config.inputs)]
+    inputs = [(path.name, sha256(path)) for path in find_inputs(config.inputs)]
     digest = fingerprint({"inputs": inputs, "config": settings, "kind": kind, "redaction": redact.VERSION})
     return StageKey(STAGE, VERSION, digest)
 
 
-OnLine = Callable[[int], None]
+OnProgress = Callable[[int, int], None]
+"""Told the bytes and the lines that are read."""
 
 
 def curate(
@@ -58,17 +61,17 @@ def curate(
     kind: TaskKind,
     store: ArtifactStore,
     *,
-    on_line: OnLine | None = None,
+    on_progress: OnProgress | None = None,
     recipe_fingerprint: str = "",
 ) -> ArtifactRef:
-    """The prompt set of these inputs; `on_line` is told how many lines are read.
+    """The prompt set of these inputs; `on_progress` is told how far it is.
 
     Errors: `DataError` where too many lines, or all, cannot be used.
     """
     return store.build(
         stage_key(config, kind),
         KIND,
-        lambda directory: _Curator(config, kind, on_line, store.root / "quarantine").write(directory),
+        lambda directory: _Curator(config, kind, on_progress, store.root / "quarantine").write(directory),
         recipe_fingerprint=recipe_fingerprint,
     )
 
@@ -106,50 +109,6 @@ def describe(summary: CurationSummary) -> str:
     return f"| where the lines went | lines |\n|---|--:|\n{table}\n\nRedacted: {redactions}.\n"
 
 
-def count_lines(paths: Iterable[Path]) -> int:
-    """How many lines the files have, blank ones included."""
-    total = 0
-    for path in paths:
-        with path.open("rb") as file:
-            total += sum(1 for _ in file)
-    return total
-
-
-def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
-    """Every file that the patterns name, sorted.
-
-    Errors: `DataError` for a pattern that names none, or only empty files; `NotAuthorisedError` for what no root holds.
-    """
-    if not patterns:
-        raise DataError(
-            "nothing has landed in the recipe's inbox, and its curation.inputs name nothing else: send prompts"
-        )
-    found: set[Path] = set()
-    for pattern in patterns:
-        check_pattern(pattern, FIELD)
-        expanded = os.path.expanduser(pattern)  # noqa: PTH111 - pathlib raises for a home that nobody has
-        matches = [Path(name) for name in glob.glob(expanded, recursive=True)]  # noqa: PTH207 - absolute patterns
-        files = [path for path in matches if path.is_file()]
-        if not files:
-            raise DataError(f"input {pattern}: no such file (looked from {Path.cwd()})")
-        for path in files:
-            check_path(path, FIELD)
-        found.update(files)
-    if not any(path.stat().st_size for path in found):
-        raise _nothing_in(found)
-    return sorted(found)
-
-
-def _sha256(path: Path) -> str:
-    with open_inside(path, FIELD) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _nothing_in(paths: Iterable[Path]) -> DataError:
-    names = ", ".join(map(str, sorted(paths)))
-    return DataError(f"{names}: no line in it: give a request log or chat JSONL with at least one prompt")
-
-
 class Sourced(NamedTuple):
     """A prompt after redaction, and where it came from."""
 
@@ -159,17 +118,19 @@ class Sourced(NamedTuple):
 
 
 class _Curator:
-    def __init__(self, config: Curation, kind: TaskKind, on_line: OnLine | None, refuge: Path) -> None:
+    def __init__(self, config: Curation, kind: TaskKind, on_progress: OnProgress | None, refuge: Path) -> None:
         self.config = config
         self.refuge = refuge
-        self.on_line = on_line or (lambda _: None)
+        self.on_progress = on_progress or (lambda *_: None)
         self.kind: TaskKind = kind
         self.counts: Counter[str] = Counter()
+        self.repaired: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
         self.redactions: Counter[str] = Counter()
         self.splits: Counter[Split] = Counter()
         self.workloads: Counter[str] = Counter()
         self.quarantined: list[QuarantinedLine] = []
+        self.bytes_read = 0
 
     def write(self, directory: Path) -> int:
         kept = write_parquet(directory / PROMPTS, self._prompts(), Prompt)
@@ -178,6 +139,7 @@ class _Curator:
         summary = CurationSummary(
             lines_read=self.counts["read"],
             quarantined=len(self.quarantined),
+            repaired=dict(self.repaired),
             failed_calls=self.counts["failed_calls"],
             other_workloads=self.counts["other_workloads"],
             flags=dict(self.flags),
@@ -216,7 +178,7 @@ class _Curator:
         for path in find_inputs(self.config.inputs):
             for line in self._read(path):
                 self.counts["read"] += 1
-                self.on_line(self.counts["read"])
+                self.repaired.update(line.repairs)
                 if line.prompt is None:
                     self.quarantined.append(quarantined_line(path, line))
                     continue
@@ -231,13 +193,17 @@ class _Curator:
 
     def _read(self, path: Path) -> Iterator[Line]:
         with open_inside(path, FIELD) as file:
-            yield from read_lines(file)
+            for line in read_file(file):
+                if self.counts["read"] % LINES_PER_REPORT == 0:
+                    self.on_progress(self.bytes_read + file.tell(), self.counts["read"])
+                yield line
+            self.bytes_read += os.fstat(file.fileno()).st_size
 
     def _check(self, kept: int) -> None:
         read, bad = self.counts["read"], len(self.quarantined)
         names = ", ".join(str(path) for path in find_inputs(self.config.inputs))
         if read == 0:
-            raise _nothing_in(find_inputs(self.config.inputs))
+            raise nothing_in(find_inputs(self.config.inputs))
         if bad > self.config.max_bad_fraction * read:
             reasons = Counter(row.reason.partition(":")[0] for row in self.quarantined).most_common(3)
             shown = "; ".join(f"{count} × {reason}" for reason, count in reasons)

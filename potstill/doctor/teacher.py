@@ -54,7 +54,7 @@ def check_known_keys() -> Finding:
 
 def check_inputs(recipe: Recipe) -> Finding:
     """The files that are named; what lies in the inbox is taken in by the run, not here."""
-    from potstill.curation.curate import find_inputs
+    from potstill.curation.inputs import find_inputs
     from potstill.recipe import INBOX
 
     named = tuple(name for name in recipe.curation.inputs if name != INBOX)

@@ -274,8 +274,8 @@ class TestCurate:
         write_lines(place / "in.jsonl", [*map(logged, range(70)), *broken])
         ended = potstill("curate", "in.jsonl", "--out", "o")
         assert ended.code == 2
-        assert "30 of 100 lines cannot be used, more than max_bad_fraction 0.2" in ended.err
-        assert "14 × not valid JSON; 9 × a JSON list, not an object; 6 × neither a request log line nor" in ended.err
+        assert "30 of 100 lines cannot be used, more than max_bad_fraction 0.05" in ended.err
+        assert "14 × not valid JSON; 9 × a JSON list, not an object; 6 × of no known form, by its" in ended.err
         assert "in.jsonl:71: not valid JSON" in ended.err
         [kept] = (place / ".potstill" / "quarantine").iterdir()
         assert ended.err.endswith(f"All of them: {kept}\n")

@@ -15,10 +15,10 @@ from potstill.curation.curate import (
     check_splits,
     curate,
     describe,
-    find_inputs,
     read_summary,
     stage_key,
 )
+from potstill.curation.inputs import find_inputs
 from potstill.errors import DataError
 from potstill.recipe import Curation
 from potstill.records import Prompt, QuarantinedLine, read_jsonl, read_parquet
@@ -68,6 +68,7 @@ class TestAccount:
             logged(" b\r\n"),
             b"{broken",
             workload="w",
+            max_bad_fraction=0.5,
         )
         summary = found.summary
         assert (summary.lines_read, summary.kept, summary.exact_duplicates) == (6, 2, 2)
@@ -149,7 +150,7 @@ class TestPrivacy:
         yield {"messages": [{"role": "system", "content": secret}, user, {"role": "assistant", "content": secret}]}
         yield f'{{"messages": [{{"role": "user", "content": "{secret}'.encode()
         yield f"{'x' * 195} {secret} {'x' * 195}".encode()
-        yield {"prompt": secret, secret: 1}
+        yield {"question": secret, secret: 1}
         yield {"messages": [{"role": secret, "content": "x"}]}
         yield chat("nothing personal")
 
@@ -187,12 +188,14 @@ class TestFailures:
         with pytest.raises(DataError) as caught:
             run(*lines)
         message = str(caught.value)
-        assert "5 of 10 lines cannot be used, more than max_bad_fraction 0.2" in message
-        assert "3 × not valid JSON; 2 × neither a request log line nor a chat line" in message
+        assert "5 of 10 lines cannot be used, more than max_bad_fraction 0.05" in message
+        assert "3 × not valid JSON; 2 × of no known form, by its fields" in message
         assert "in.jsonl:6: not valid JSON" in message
 
     def test_exactly_the_allowed_share_passes(self, run):
-        assert run(*[chat(str(number)) for number in range(8)], b"{", b"{").summary.quarantined == 2
+        assert (
+            run(*[chat(str(number)) for number in range(8)], b"{", b"{", max_bad_fraction=0.2).summary.quarantined == 2
+        )
 
     def test_an_unknown_workload_names_those_that_are_there(self, run):
         with pytest.raises(DataError, match=r"no prompt of workload 'wrong': the log has right \(2\), other \(1\)"):

@@ -105,23 +105,44 @@ class TestBytes:
         assert [line.number for line in read("", LOGGED, "  ", "", LOGGED, "")] == [2, 5]
 
     @pytest.mark.parametrize(
+        ("line", "content", "repairs"),
+        [
+            ('{"prompt": "é"}'.encode("latin-1"), "é", ("not_utf8",)),
+            ('{"prompt": "“5 €”"}'.encode("cp1252"), "“5 €”", ("not_utf8",)),
+            (b'{"prompt": "a\x00b\tc"}', "a\x00b\tc", ("control_character",)),
+            (b'{"prompt": "a", "score": NaN, "n": -Infinity}', "a", ("not_a_number",)),
+            (b'{"prompt": "a \\ud83d b"}', "a \ufffd b", ("lone_surrogate",)),
+            (b'{"prompt": "\xe9\x01", "score": NaN}', "é\x01", ("not_utf8", "control_character", "not_a_number")),
+            (b'{"prompt": "a", "n": ' + b"1" * 30 + b"}", "a", ()),
+        ],
+    )
+    def test_what_can_be_mended_is_a_prompt_and_told(self, read, line, content, repairs):
+        (found,) = read(line)
+        assert (found.reason, found.repairs) == (None, repairs)
+        assert found.prompt.messages[-1]["content"] == content
+
+    def test_a_line_of_10_mb_is_a_prompt_and_one_without_end_is_held_in_part(self, read, monkeypatch):
+        long = {"messages": [{"role": "user", "content": "x" * 10_000_000}]}
+        assert read(long)[0].prompt.messages == long["messages"]
+        monkeypatch.setattr("potstill.curation.readers.LONGEST_LINE_BYTES", 1000)
+        before, endless, after = read(LOGGED, b"x" * 10_000, LOGGED)
+        assert (before.reason, after.reason) == (None, None)
+        assert endless.reason == "longer than 1,000 bytes"
+        assert len(endless.text) < 5000
+
+    @pytest.mark.parametrize(
         ("line", "reason"),
         [
             (json.dumps(LOGGED)[:-5], "not valid JSON: "),
-            (
-                json.dumps({"messages": [{"role": "user", "content": "é"}]}, ensure_ascii=False).encode("latin-1"),
-                "not UTF-8",
-            ),
-            (b'{"messages": "\x00"}', "not valid JSON"),
             (b"\x00\x01\x02", "not valid JSON"),
-            (json.dumps(LOGGED).encode("utf-16"), "not UTF-8 text"),
-            ('{"a": NaN}', "not valid JSON"),
+            (json.dumps(LOGGED).encode("utf-16"), "not UTF-8 text but UTF-16: convert the file"),
+            ("é{".encode("latin-1"), "not UTF-8 text, and no JSON in Windows-1252"),
             ("[" * 5000, "not valid JSON"),
             ("3", "a JSON int, not an object"),
             ("null", "a JSON NoneType, not an object"),
             ([LOGGED], "a JSON list, not an object"),
-            ({"prompt": "x", "answer": "y"}, "neither a request log line nor a chat line: fields answer, prompt"),
-            ({}, "neither a request log line nor a chat line: fields none"),
+            ({"question": "x", "answer": "y"}, "of no known form, by its fields: answer, question"),
+            ({}, "of no known form, by its fields: none"),
             ({"request": "x"}, "request: str, not an object"),
             ({"request": {}}, "messages: not a list with at least one message"),
             ({"request": {"messages": [USER], "tools": {}}}, "tools: dict, not a list"),

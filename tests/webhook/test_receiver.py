@@ -117,7 +117,7 @@ class TestRefused:
             (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "not valid JSON"),
             (b"[" * 900 + b"]" * 900, "nested too deeply"),
             (b'{"x": ' * 120 + b"1" + b"}" * 120, "nested too deeply"),
-            (b'{"role": "user"}', "neither a request log line nor a chat line: fields role"),
+            (b'{"role": "user"}', "of no known form, by its fields: role"),
             (b"\0", "not valid JSON"),
         ],
     )

@@ -1,11 +1,15 @@
-"""What every reader yields, and the check of chat messages that all of them share."""
+"""What every reader yields, and what several of them need to look at a record."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+import orjson
 
 from potstill.messages import as_text
 from potstill.records import Message
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+WORKLOAD_FIELDS = ("workload_id", "workload", "task")
 
 
 class RawPrompt(NamedTuple):
@@ -54,3 +58,46 @@ def check_tools(value: Any) -> list[dict[str, Any]] | None:
         if not isinstance(tool, dict):
             raise ValueError(f"tools[{index}]: {type(tool).__name__}, not an object")
     return value or None
+
+
+def part_answer(messages: list[Message]) -> tuple[list[Message], str | None]:
+    """The prompt up to a last answer of the assistant's, and that answer's text; None where there is none."""
+    if messages[-1]["role"] != "assistant":
+        return messages, None
+    answer = messages[-1].get("content")
+    return check_messages(messages[:-1]), answer if isinstance(answer, str) else None
+
+
+def conversation(system: Any, turns: Iterable[tuple[str, Any]]) -> list[Message]:
+    """Checked messages of these (role, text), behind a system message where there is one."""
+    said = [("system", system)] if isinstance(system, str) and system.strip() else []
+    return check_messages([{"role": role, "content": text} for role, text in (*said, *turns)])
+
+
+def text_of(record: dict[str, Any], *names: str) -> str | None:
+    """The first of these fields that holds anything, as text; what is no text is given as JSON."""
+    for name in names:
+        value = record.get(name)
+        if value is not None and value != "":
+            return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return None
+
+
+def row_id_of(record: dict[str, Any], *names: str) -> str | None:
+    """The caller's own id, as text."""
+    return next((str(record[name]) for name in names if record.get(name) is not None), None)
+
+
+def workload_of(record: dict[str, Any]) -> str:
+    """The workload that a record names, "" where it names none."""
+    return str(next((record[name] for name in WORKLOAD_FIELDS if record.get(name)), ""))
+
+
+def parsed(value: Any) -> Any:
+    """The value behind JSON text, as tables hold lists and objects; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    return value
