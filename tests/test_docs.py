@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_the_script_that_converts_openais_files_makes_chat_lines_of_them(tmp_pat
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         command = [sys.executable, "-S", str(tmp_path / "convert.py"), *map(str, paths)]
         made = subprocess.run(command, capture_output=True, check=True).stdout
-        assert all(line.reason is None for line in read_lines(iter(made.splitlines(keepends=True))))  # pyright: ignore[reportArgumentType]
+        assert all(line.reason is None for line in read_lines(BytesIO(made)))
         return [json.loads(line) for line in made.splitlines()]
 
     asked, said = {"role": "user", "content": "My card was charged twice"}, {"role": "assistant", "content": "billing"}

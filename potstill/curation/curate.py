@@ -99,6 +99,7 @@ def describe(summary: CurationSummary) -> str:
     steps = {
         "lines read": summary.lines_read,
         "quarantined": summary.quarantined,
+        "mended to be read": sum(summary.repaired.values()),
         "of other workloads": summary.other_workloads,
         "exact duplicates": summary.exact_duplicates,
         "**prompts kept**": summary.kept,

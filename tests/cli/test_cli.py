@@ -260,7 +260,7 @@ class TestCurate:
 
     def test_ten_percent_of_broken_lines_are_told_and_put_aside(self, potstill, place):
         write_lines(place / "in.jsonl", [logged(n) if n % 10 else '{"broken' for n in range(100)])
-        ended = potstill("curate", "in.jsonl", "--out", "o")
+        ended = potstill("curate", "in.jsonl", "--max-bad-fraction", "0.1", "--out", "o")
         assert (ended.code, ended.err) == (0, "")
         told = dict(line.split("  ", 1) for line in ended.out.splitlines())
         assert told["quarantined"].strip() == "10"
@@ -296,7 +296,7 @@ class TestCurate:
         write_lines(place / "b.jsonl", lines[20:])
         summary = potstill("curate", "*.jsonl", "--workload", "w", "--out", "o", "--json").json
         assert summary.keys() == {
-            *("lines_read", "quarantined", "failed_calls", "other_workloads", "flags", "exact_duplicates"),
+            *("lines_read", "quarantined", "repaired", "failed_calls", "other_workloads", "flags", "exact_duplicates"),
             *("kept", "splits", "redactions", "out"),
         }
         assert (summary["lines_read"], summary["kept"], summary["exact_duplicates"]) == (43, 40, 1)

@@ -177,6 +177,50 @@ class TestPrivacy:
         assert stat.S_IMODE((tmp_path / "out" / QUARANTINE).stat().st_mode) == 0o600
 
 
+class TestFiles:
+    def test_packed_tables_and_lines_together_are_one_prompt_set(self, tmp_path):
+        import gzip
+
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = tmp_path / "logs"
+        folder.mkdir()
+        (folder / "a.jsonl.gz").write_bytes(
+            gzip.compress(b"".join(json.dumps(chat(f"a{n}")).encode() + b"\n" for n in range(30)))
+        )
+        pq.write_table(
+            pa.Table.from_pylist([{"prompt": f"ask ann@acme.io {n}"} for n in range(20)]), folder / "b.parquet"
+        )
+        (folder / "c.csv").write_bytes("prompt\nné 1\na0\n".encode("latin-1"))
+        (folder / "d.jsonl").write_bytes('{"prompt": "né 2"}\n'.encode("latin-1"))
+        told: list[tuple[int, int]] = []
+        store = ArtifactStore(tmp_path / "home")
+        config = Curation(inputs=(str(folder),))
+        found = Curated(store.path(curate(config, "classification", store, on_progress=lambda *far: told.append(far))))
+        summary = found.summary
+        assert (summary.lines_read, summary.kept, summary.exact_duplicates, summary.quarantined) == (53, 52, 1, 0)
+        assert summary.repaired == {"not_utf8": 1}
+        assert summary.redactions == {"email": 20}
+        assert f"{folder / 'b.parquet'}:20" in {prompt.source for prompt in found.prompts}
+        assert "mended to be read | 1 |" in describe(summary)
+        assert told
+        assert told == sorted(told)
+
+    def test_a_file_that_is_cut_off_is_told_and_its_beginning_kept(self, tmp_path):
+        import gzip
+
+        lines = b"".join(
+            json.dumps(chat(f"{n} {random.Random(n).randbytes(90).hex()}")).encode() + b"\n" for n in range(2000)
+        )
+        (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines)[:-1000])
+        store = ArtifactStore(tmp_path / "home")
+        found = Curated(store.path(curate(Curation(inputs=(str(tmp_path / "cut.jsonl.gz"),)), "classification", store)))
+        [row] = found.quarantined
+        assert row.line == found.summary.kept + 1 > 1500
+        assert row.reason == "the file cannot be read further: it ends within its gzip data"
+
+
 class TestFailures:
     @pytest.mark.parametrize("lines", [[], [b""], [b"", b"  ", b"\n"]])
     def test_an_empty_log_says_what_to_give(self, run, lines):

@@ -1,6 +1,8 @@
 """Each known form becomes the prompt that was meant, and what of it cannot be used says why."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +100,18 @@ def test_a_logged_answer_is_flagged_in_every_kind_of_log():
         {"workload_id": "w", "request": {"messages": [USER]}, "response": cut},
     ):
         assert read(record).prompt.flags == ("empty_response", "truncated")
+
+
+def test_the_reader_that_the_page_shows_reads_what_it_says():
+    page = (Path(__file__).parents[2] / "docs" / "readers.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 30
+    module = {}
+    exec(code, module)
+    seen = {"type": "GENERATION", "id": "o1", "traceName": "w", "input": {"messages": [USER], "tools": TOOLS}}
+    prompt = module["read"](seen)
+    assert (prompt.messages, prompt.tools, prompt.workload, prompt.row_id) == ([USER], TOOLS, "w", "o1")
+    assert module["read"](seen | {"input": json.dumps([USER]), "level": "ERROR"}).failed_call
+    assert module["read"]({"type": "SPAN", "input": {}}) is None
+    with pytest.raises(ValueError, match="messages: not a list"):
+        module["read"](seen | {"input": "text"})

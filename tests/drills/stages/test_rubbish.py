@@ -110,7 +110,7 @@ def test_ten_percent_of_broken_lines_stop_nothing_and_are_put_aside(bench: Bench
     log = bench.place / "broken.jsonl"
     lines = bench.log.read_text().splitlines()
     log.write_text("".join(f"{line}\n" if n % 10 else f"{line[: len(line) // 2]}\n" for n, line in enumerate(lines)))
-    ended = bench.run(spoil(bench.recipe, "curation", inputs=[str(log)]))
+    ended = bench.run(spoil(bench.recipe, "curation", inputs=[str(log)], max_bad_fraction=0.1))
     assert (ended.code, ended.json["verdict"]) == (0, "passed")
     prompts = ArtifactStore(bench.place / "potstill").path(find_record(bench.place / "potstill", "tickets").prompts)
     quarantine = (prompts / "quarantine.jsonl").read_text().splitlines()
