@@ -4,6 +4,8 @@ from typing import Literal
 
 TaskKind = Literal["classification", "extraction"]
 """What a student can be taught to do."""
+Turns = Literal["last", "each"]
+"""Which prompts a conversation of several turns is: its last one, or one before each answer."""
 Split = Literal["train", "validation", "test"]
 Choice = Literal["first", "majority", "scorer"]
 """Which of several usable answers to one prompt is trained on."""

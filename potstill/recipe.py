@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from potstill.answer_schema import check_schema
 from potstill.fingerprint import fingerprint
-from potstill.kinds import Choice
+from potstill.kinds import Choice, Turns
 from potstill.outbound import check_address, check_headers, is_azure
 from potstill.recipe_form import AS_JSON_TEXT, AsNumber, arrange, normalise_usd, read_json
 from potstill.records import TaskKind
@@ -63,6 +63,9 @@ class Curation(Part):
         min_length=1, description="Files, globs and folders of logs in any known form. inbox: what the webhook landed."
     )
     workload: str | None = Field(default=None, description="Keep only the log's lines with this workload_id.")
+    turns: Turns = Field(
+        default="last", description="each: a conversation is one prompt before each answer in it, not the last only."
+    )
     validation_fraction: Fraction = Field(default=0.05, description="Share of prompts to watch training with.")
     test_fraction: Fraction = Field(default=0.2, description="Share of prompts that only evaluation sees.")
     split_key: str = Field(default="potstill", description="Keys the split. Changing it moves prompts between splits.")

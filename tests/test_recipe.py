@@ -30,6 +30,7 @@ OTHER_VALUES: dict[str, Any] = {
     "curation.workload": "w",
     "curation.validation_fraction": 0.1,
     "curation.test_fraction": 0.3,
+    "curation.turns": "each",
     "curation.split_key": "other",
     "curation.max_bad_fraction": 0.1,
     "teacher.provider": "openai_compatible",

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from potstill.cli.console import AsJson, progress, say
-from potstill.kinds import TaskKind
+from potstill.kinds import TaskKind, Turns
 
 MEGABYTE = 10**6
 
@@ -20,6 +20,7 @@ def curate(
     out: Path,
     workload: str | None = None,
     kind: TaskKind = "classification",
+    turns: Turns = "last",
     validation_fraction: float = 0.05,
     test_fraction: float = 0.2,
     split_key: str = "potstill",
@@ -33,6 +34,7 @@ def curate(
         out: Directory to write the prompt set to.
         workload: Keep only the log's lines with this workload_id.
         kind: What kind of task the prompts are.
+        turns: Which prompts a conversation is: its last one, or one before each answer in it.
         validation_fraction: Share of prompts to watch training with.
         test_fraction: Share of prompts that only evaluation sees.
         split_key: Keys the split.
@@ -47,6 +49,7 @@ def curate(
         Curation,
         inputs=tuple(inputs),
         workload=workload,
+        turns=turns,
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         split_key=split_key,

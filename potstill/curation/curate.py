@@ -13,6 +13,7 @@ from potstill.curation.identity import prompt_id
 from potstill.curation.inputs import FIELD, find_inputs, nothing_in, sha256
 from potstill.curation.readers import Line, RawPrompt
 from potstill.curation.split import assign_split
+from potstill.curation.turns import first_prompt, prompts_of
 from potstill.errors import DataError
 from potstill.fingerprint import fingerprint
 from potstill.recipe import Curation
@@ -29,7 +30,7 @@ QUARANTINE = "quarantine.jsonl"
 
 
 class CurationSummary(Row):
-    """Where every line went: read = quarantined + other_workloads + exact_duplicates + kept."""
+    """Where every line went: read + earlier_turns = quarantined + other_workloads + exact_duplicates + kept."""
 
     lines_read: int
     quarantined: int
@@ -37,6 +38,8 @@ class CurationSummary(Row):
     """Lines that were mended to be read, by what was wrong with them."""
     failed_calls: int
     other_workloads: int
+    earlier_turns: int
+    """Prompts before the last one of a conversation, where `turns` is each."""
     flags: dict[str, int]
     exact_duplicates: int
     kept: int
@@ -99,15 +102,16 @@ def describe(summary: CurationSummary) -> str:
     steps = {
         "lines read": summary.lines_read,
         "quarantined": summary.quarantined,
-        "mended to be read": sum(summary.repaired.values()),
+        "earlier turns of conversations": summary.earlier_turns,
         "of other workloads": summary.other_workloads,
         "exact duplicates": summary.exact_duplicates,
         "**prompts kept**": summary.kept,
     }
     rows = [*steps.items(), *((f"… {split}", count) for split, count in summary.splits.items())]
+    mended = ", ".join(f"{count} × {kind}" for kind, count in sorted(summary.repaired.items())) or "nothing"
     redactions = ", ".join(f"{count} × {kind}" for kind, count in sorted(summary.redactions.items())) or "nothing"
     table = "\n".join(f"| {name} | {count:,} |" for name, count in rows)
-    return f"| where the lines went | lines |\n|---|--:|\n{table}\n\nRedacted: {redactions}.\n"
+    return f"| where the lines went | lines |\n|---|--:|\n{table}\n\nRedacted: {redactions}. Mended to be read: {mended}.\n"
 
 
 class Sourced(NamedTuple):
@@ -143,6 +147,7 @@ class _Curator:
             repaired=dict(self.repaired),
             failed_calls=self.counts["failed_calls"],
             other_workloads=self.counts["other_workloads"],
+            earlier_turns=self.counts["earlier_turns"],
             flags=dict(self.flags),
             exact_duplicates=self.counts["exact_duplicates"],
             kept=kept,
@@ -160,7 +165,8 @@ class _Curator:
                 self.counts["exact_duplicates"] += 1
                 continue
             seen.add(identity)
-            split = assign_split(found.prompt_id, self.config)
+            group = prompt_id(first_prompt(found.raw.messages), found.raw.tools)
+            split = assign_split(group, self.config)
             self.splits[split] += 1
             yield Prompt(
                 prompt_id=found.prompt_id,
@@ -168,7 +174,7 @@ class _Curator:
                 tools=found.raw.tools,
                 task_kind=self.kind,
                 workload=found.raw.workload,
-                group_id=found.prompt_id,
+                group_id=group,
                 split=split,
                 source=found.source,
                 row_id=found.raw.row_id,
@@ -190,7 +196,10 @@ class _Curator:
                 self.counts["failed_calls"] += line.prompt.failed_call
                 self.flags.update(line.prompt.flags)
                 raw = redact_prompt(line.prompt, self.redactions)
-                yield Sourced(raw, prompt_id(raw.messages, raw.tools), f"{path}:{line.number}")
+                prompts = list(prompts_of(raw, self.config.turns))
+                self.counts["earlier_turns"] += len(prompts) - 1
+                for prompt in prompts:
+                    yield Sourced(prompt, prompt_id(prompt.messages, prompt.tools), f"{path}:{line.number}")
 
     def _read(self, path: Path) -> Iterator[Line]:
         with open_inside(path, FIELD) as file:

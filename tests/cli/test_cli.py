@@ -296,7 +296,16 @@ class TestCurate:
         write_lines(place / "b.jsonl", lines[20:])
         summary = potstill("curate", "*.jsonl", "--workload", "w", "--out", "o", "--json").json
         assert summary.keys() == {
-            *("lines_read", "quarantined", "repaired", "failed_calls", "other_workloads", "flags", "exact_duplicates"),
+            *(
+                "lines_read",
+                "quarantined",
+                "repaired",
+                "earlier_turns",
+                "failed_calls",
+                "other_workloads",
+                "flags",
+                "exact_duplicates",
+            ),
             *("kept", "splits", "redactions", "out"),
         }
         assert (summary["lines_read"], summary["kept"], summary["exact_duplicates"]) == (43, 40, 1)

@@ -177,6 +177,58 @@ class TestPrivacy:
         assert stat.S_IMODE((tmp_path / "out" / QUARANTINE).stat().st_mode) == 0o600
 
 
+SYSTEM = {"role": "system", "content": "be brief"}
+TURNS = [
+    {"role": "user", "content": "one, for ann@acme.io"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "two"},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]},
+    {"role": "tool", "content": "2", "tool_call_id": "c"},
+    {"role": "assistant", "content": "it is 2"},
+    {"role": "user", "content": "three"},
+]
+
+
+class TestTurns:
+    def test_a_conversation_is_its_last_prompt_or_one_before_each_answer(self, run):
+        line = {"messages": [SYSTEM, *TURNS], "id": "x"}
+        last = run(line)
+        assert [len(prompt.messages) for prompt in last.prompts] == [8]
+        each = run(line, turns="each")
+        assert [len(prompt.messages) for prompt in each.prompts] == [2, 4, 6, 8]
+        assert [prompt.row_id for prompt in each.prompts] == ["x#1", "x#2", "x#3", "x"]
+        assert {prompt.reference for prompt in each.prompts} == {None}, "a log's answers are no references"
+        assert (each.summary.lines_read, each.summary.earlier_turns, each.summary.kept) == (1, 3, 4)
+        assert each.summary.redactions == {"email": 1}
+
+    def test_where_the_last_answer_is_a_reference_each_is(self, run):
+        found = run({"messages": [*TURNS, {"role": "assistant", "content": "3"}]}, turns="each")
+        assert [prompt.reference for prompt in found.prompts] == ["1", None, "it is 2", "3"]
+
+    def test_requests_of_one_conversation_are_never_on_both_sides(self, run):
+        """As a log has them: each request with all that was said before."""
+        lines = []
+        for number in range(60):
+            turns = [{"role": "user", "content": f"conversation {number}"}, *TURNS]
+            lines += [{"messages": turns[:length]} for length in (2, 4, 8)]
+        found = run(*lines, test_fraction=0.4)
+        sides: dict[str, set[str]] = {}
+        for prompt in found.prompts:
+            sides.setdefault(prompt.messages[0]["content"], set()).add(prompt.split)
+        assert len(sides) == 60
+        assert {len(splits) for splits in sides.values()} == {1}
+        assert {split for splits in sides.values() for split in splits} == {"train", "validation", "test"}
+        assert len({prompt.group_id for prompt in found.prompts}) == 60
+
+    def test_a_prompt_of_one_turn_is_its_own_group(self, run):
+        [prompt] = run(chat("a")).prompts
+        assert prompt.group_id == prompt.prompt_id
+
+    def test_the_same_turn_again_is_one_prompt(self, run):
+        found = run({"messages": TURNS}, {"messages": TURNS[:3]}, turns="each")
+        assert (found.summary.kept, found.summary.exact_duplicates, found.summary.earlier_turns) == (4, 2, 4)
+
+
 class TestFiles:
     def test_packed_tables_and_lines_together_are_one_prompt_set(self, tmp_path):
         import gzip
@@ -203,7 +255,7 @@ class TestFiles:
         assert summary.repaired == {"not_utf8": 1}
         assert summary.redactions == {"email": 20}
         assert f"{folder / 'b.parquet'}:20" in {prompt.source for prompt in found.prompts}
-        assert "mended to be read | 1 |" in describe(summary)
+        assert "Mended to be read: 1 × not_utf8." in describe(summary)
         assert told
         assert told == sorted(told)
 
@@ -300,6 +352,9 @@ class TestSplit:
 
 
 good = st.builds(chat, st.text(max_size=8)) | st.builds(logged, st.text(max_size=8), st.sampled_from(["w", "x", ""]))
+talk = st.lists(st.sampled_from(["user", "assistant", "tool"]), min_size=1, max_size=6).map(
+    lambda roles: {"messages": [{"role": role, "content": "x"} for role in roles]}
+)
 junk = st.binary(max_size=30).filter(lambda data: b"\n" not in data)
 deep = st.recursive(
     st.none() | st.text(max_size=4) | st.integers(),
@@ -311,21 +366,25 @@ deep = st.recursive(
 
 
 @settings(max_examples=30, deadline=None)
-@given(lines=st.lists(good | junk | deep, min_size=1, max_size=12), workload=st.sampled_from([None, "w"]))
-def test_lines_in_are_lines_kept_dropped_and_quarantined(tmp_path_factory, lines, workload):
+@given(
+    lines=st.lists(good | junk | deep | talk, min_size=1, max_size=12),
+    workload=st.sampled_from([None, "w"]),
+    turns=st.sampled_from(["last", "each"]),
+)
+def test_lines_in_are_lines_kept_dropped_and_quarantined(tmp_path_factory, lines, workload, turns):
     root = tmp_path_factory.mktemp("account")
     path = root / "in.jsonl"
     path.write_bytes(
         b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in [chat("w", task="w"), *lines])
     )
     store = ArtifactStore(root)
-    config = Curation(inputs=(str(path),), workload=workload, max_bad_fraction=0.99)
+    config = Curation(inputs=(str(path),), workload=workload, turns=turns, max_bad_fraction=0.99)
     found = Curated(store.path(curate(config, "classification", store)))
     summary = found.summary
     assert summary.lines_read == sum(
         bool(line.strip().removeprefix(b"\xef\xbb\xbf")) for line in path.read_bytes().split(b"\n")
     )
-    assert summary.lines_read == (
+    assert summary.lines_read + summary.earlier_turns == (
         summary.kept + summary.exact_duplicates + summary.other_workloads + summary.quarantined
     )
     assert len(found.splits) == len(found.prompts) == summary.kept
