@@ -62,7 +62,7 @@ class ObjectStore:
         self.address = address.rstrip("/")
         self._bucket = match["bucket"]
         self._prefix = f"{match['prefix'].strip('/')}/" if match["prefix"] and match["prefix"].strip("/") else ""
-        self._fs = _file_system()
+        self._fs = file_system()
         self._honours_conditions = False
 
     def url(self, name: str) -> str:
@@ -212,11 +212,12 @@ def _opened(address: str, _pid: int) -> ObjectStore:
     return ObjectStore(address)
 
 
-def _file_system() -> "S3FileSystem":
+def file_system(needed_for: str = STORE_VARIABLE) -> "S3FileSystem":
+    """S3 as all of Potstill reaches it. Errors: `UsageError` where s3fs is not installed."""
     try:
         from s3fs import S3FileSystem
     except ImportError:
-        raise UsageError(f"{STORE_VARIABLE} needs s3fs, which is not installed: pip install 'potstill[s3]'") from None
+        raise UsageError(f"{needed_for} needs s3fs, which is not installed: pip install 'potstill[s3]'") from None
     found = S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=SETTINGS)
     found.retries = 2  # times botocore's own, and once for a download that breaks off
     return found

@@ -2,7 +2,7 @@
 
 Runs are either trusted or confined. A user at a shell runs recipes of their own: trusted, and every file that the
 system lets them read is theirs. A run is confined where `POTSTILL_DATA_ROOTS` is set, and where a worker started it: there
-the paths of a recipe, symlinks resolved, have to lie below one of these roots, or in the inbox. A worker for which nobody
+the paths of a recipe, symlinks resolved, and its addresses in buckets have to lie below one of these roots, or in the inbox. A worker for which nobody
 has set the variable reads the inbox only.
 """
 
@@ -15,12 +15,13 @@ from potstill.errors import NotAuthorisedError, UsageError
 from potstill.home import potstill_home
 
 ROOTS_VARIABLE = "POTSTILL_DATA_ROOTS"
-"""Absolute directories, separated by colons as in PATH, semicolons or line ends. A blank may be in a path."""
+"""Absolute directories and s3://BUCKET/PREFIX, separated by colons as in PATH, semicolons or line ends. A blank may be in a path."""
 WORKER_VARIABLE = "PREFECT__FLOW_RUN_ID"
 """What Prefect's workers and runners set for the process of every run that they start, and nobody else does."""
 INBOX = "inbox"
 _BETWEEN = re.compile(r"[;\n]|:(?=\s*(?:/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*://))")
-"""A colon only where another root follows, or a URL: that is none, and is refused by its whole name."""
+"""A colon only where another root follows, or a URL."""
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+[a-z0-9](?:/[^*?\[\]]*)?")
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -34,8 +35,25 @@ def read_roots() -> tuple[Path, ...]:
 
     Errors: `UsageError` for one that is no absolute path.
     """
-    named = [part.strip() for part in _BETWEEN.split(os.environ.get(ROOTS_VARIABLE, "")) if part.strip()]
-    return (_resolve(potstill_home() / INBOX), *map(_read_root, named))
+    return (_resolve(potstill_home() / INBOX), *(_read_root(name) for name in _named() if not _BUCKET.fullmatch(name)))
+
+
+def check_url(pattern: str, field: str) -> None:
+    """The same as `check_pattern` for an address in a bucket: what stands before its first wildcard lies below a root.
+
+    Errors: `NotAuthorisedError`.
+    """
+    if not is_confined():
+        return
+    fixed = _MAGIC.split(pattern)[0]
+    is_below = any(pattern == root or fixed.startswith(f"{root}/") for root in read_url_roots())
+    if not is_below or ".." in pattern.split("/"):
+        raise _refused(pattern, field)
+
+
+def read_url_roots() -> tuple[str, ...]:
+    """The roots in buckets, without a slash at the end."""
+    return tuple(name.rstrip("/") for name in _named() if _BUCKET.fullmatch(name))
 
 
 def check_path(path: Path, field: str, value: str | None = None) -> None:
@@ -87,6 +105,10 @@ def open_inside(path: Path, field: str) -> BufferedReader:
     raise _refused(str(path), field)
 
 
+def _named() -> list[str]:
+    return [part.strip() for part in _BETWEEN.split(os.environ.get(ROOTS_VARIABLE, "")) if part.strip()]
+
+
 def _refused(value: str, field: str) -> NotAuthorisedError:
     if ROOTS_VARIABLE in os.environ:
         remedy = f"it lies below no root of {ROOTS_VARIABLE}: add its directory there"
@@ -101,7 +123,7 @@ def _refused(value: str, field: str) -> NotAuthorisedError:
 def _read_root(named: str) -> Path:
     path = Path(named).expanduser()
     if not path.is_absolute():
-        raise UsageError(f"{ROOTS_VARIABLE}: {named}: name an absolute directory")
+        raise UsageError(f"{ROOTS_VARIABLE}: {named}: name an absolute directory or s3://BUCKET/PREFIX")
     return _resolve(path)
 
 

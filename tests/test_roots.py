@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from potstill.curation.inputs import find_inputs
 from potstill.errors import DataError, NotAuthorisedError, UsageError
 from potstill.preflight import check
 from potstill.recipe import Curation, Recipe, Student
-from potstill.roots import check_path, check_pattern, is_confined, open_inside, read_roots
+from potstill.roots import check_path, check_pattern, check_url, is_confined, open_inside, read_roots
 from potstill.student.base import find_base, resolve_base
 
 FIELD = "curation.inputs"
@@ -34,10 +35,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def paths(pattern: str) -> list[Path]:
+    return [Path(file.name) for file in find_inputs((pattern,))]
+
+
 class TestInputs:
     def test_what_lies_below_a_root_is_found(self, place: Path):
-        assert find_inputs((f"{place}/data/*.jsonl",)) == [place / "data" / "own.jsonl"]
-        assert find_inputs(("data/own.jsonl",)) == [Path("data/own.jsonl")]
+        assert paths(f"{place}/data/*.jsonl") == [place / "data" / "own.jsonl"]
+        assert paths("data/own.jsonl") == [Path("data/own.jsonl")]
 
     @pytest.mark.parametrize(
         "pattern",
@@ -81,7 +86,7 @@ class TestInputs:
     def test_a_root_may_be_a_symlink_itself(self, place: Path, monkeypatch: pytest.MonkeyPatch):
         (place / "alias").symlink_to(place / "data")
         monkeypatch.setenv("POTSTILL_DATA_ROOTS", str(place / "alias"))
-        assert find_inputs(("data/own.jsonl",)) == [Path("data/own.jsonl")]
+        assert paths("data/own.jsonl") == [Path("data/own.jsonl")]
 
     def test_the_stage_refuses_too_and_reads_nothing(self, place: Path):
         config = Curation(inputs=("foreign/secret.jsonl",))
@@ -192,7 +197,7 @@ class TestConfined:
         inbox = place / "home" / "inbox" / "router"
         inbox.mkdir(parents=True)
         (inbox / "1.jsonl").write_text(LINE)
-        assert find_inputs((f"{inbox}/*.jsonl",)) == [inbox / "1.jsonl"]
+        assert paths(f"{inbox}/*.jsonl") == [inbox / "1.jsonl"]
         with pytest.raises(NotAuthorisedError, match=r"data/own\.jsonl.*POTSTILL_DATA_ROOTS"):
             find_inputs(("data/own.jsonl",))
 
@@ -231,12 +236,34 @@ class TestRoots:
             find_inputs(("data/own.jsonl",))
 
     @pytest.mark.parametrize("others", ["", "{place}/data:", "{place}/data;"])
-    def test_a_url_is_refused_by_its_name_since_no_recipe_could_read_below_it(
-        self, place: Path, monkeypatch: pytest.MonkeyPatch, others: str
+    @pytest.mark.parametrize("url", ["https://host/prompts", "s3://b*/x", "gs://bucket/x"])
+    def test_a_url_that_is_no_bucket_is_refused_by_its_name_since_no_recipe_could_read_below_it(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, others: str, url: str
     ):
-        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{others.format(place=place)}s3://bucket/prompts")
-        with pytest.raises(UsageError, match="POTSTILL_DATA_ROOTS: s3://bucket/prompts: name an absolute directory"):
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{others.format(place=place)}{url}")
+        said = f"POTSTILL_DATA_ROOTS: {re.escape(url)}: name an absolute directory or s3://BUCKET/PREFIX"
+        with pytest.raises(UsageError, match=said):
             find_inputs(("data/own.jsonl",))
+
+    @pytest.mark.parametrize(
+        "pattern", ["s3://logs/june/a.jsonl", "s3://logs/june/*.gz", "s3://logs/june", "s3://other/x"]
+    )
+    def test_a_bucket_is_read_below_its_roots(self, place: Path, monkeypatch: pytest.MonkeyPatch, pattern: str):
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{place}/data:s3://logs/june/:s3://other")
+        check_url(pattern, FIELD)
+        assert paths("data/own.jsonl") == [Path("data/own.jsonl")]
+
+    @pytest.mark.parametrize(
+        "pattern",
+        [
+            *("s3://logs/july/a.jsonl", "s3://logs/june-secret/a", "s3://logs/*", "s3://*/june/a", "s3://logs/june*"),
+            *("s3://logs", "s3://logs/june/../july/a", "s3://others/x", "S3://other/x", "s3://other@evil/x"),
+        ],
+    )
+    def test_no_bucket_is_read_beside_them(self, place: Path, monkeypatch: pytest.MonkeyPatch, pattern: str):
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{place}/data:s3://logs/june/:s3://other")
+        with pytest.raises(NotAuthorisedError, match=REFUSED):
+            find_inputs((pattern,))
 
     def test_nothing_is_checked_where_nobody_is_confined(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv("POTSTILL_DATA_ROOTS")

@@ -67,7 +67,8 @@ class Box(Part):
     reports: Reports | None = Reports()
     schedules: tuple[str, ...] = ()
     """Deployments, as flow/name, whose schedules are turned on."""
-    data_roots: tuple[Path, ...] = (Path("examples"), Path("logs"))
+    data_roots: tuple[str, ...] = ("examples", "logs")
+    """Directories, from this checkout on, and s3://BUCKET/PREFIX."""
     stop_seconds: float = Field(default=30, gt=0, le=3600)
 
     @property

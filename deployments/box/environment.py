@@ -58,16 +58,20 @@ class Environments(NamedTuple):
     """The auth string, which it asks for."""
 
 
+def _root(named: str) -> str:
+    return named if named.startswith("s3://") else str((ROOT / named).absolute())
+
+
 def environments(box: Box, places: Places, given: Mapping[str, str]) -> Environments:
     """What the processes get, from what the user has set."""
     api = PrefectApi(f"http://{HOST}:{box.server.port}/api", auth_string(places.auth))
     client = {URL_VARIABLE: api.url, AUTH_VARIABLE: api.auth or ""}
-    roots = [*((ROOT / path).absolute() for path in box.data_roots), places.home / "inbox"]
+    roots = [*map(_root, box.data_roots), str(places.home / "inbox")]
     worker = {
         **{name: value for name, value in given.items() if not _is_foreign(name)},
         **client,
         **FOR_RUNS,
-        "POTSTILL_DATA_ROOTS": given.get("POTSTILL_DATA_ROOTS") or os.pathsep.join(map(str, roots)),
+        "POTSTILL_DATA_ROOTS": given.get("POTSTILL_DATA_ROOTS") or os.pathsep.join(roots),
     }
     if box.reports is not None:
         worker.setdefault("POTSTILL_REPORTS_URL", f"http://{HOST}:{box.reports.port}")

@@ -61,7 +61,7 @@ class ChatRows:
     def quarantined(self) -> list[QuarantinedLine]:
         """The lines that cannot be read."""
         lines = self._lines(0, len(self))
-        return [quarantined_line(self._path, line) for line in lines if line.prompt is None]
+        return [quarantined_line(str(self._path), line) for line in lines if line.prompt is None]
 
     def _index(self) -> None:
         offset = 0

@@ -67,7 +67,8 @@ def curate(
 @contextmanager
 def curation_progress(inputs: Sequence[str]) -> Iterator[Callable[[int, int], None]]:
     """A bar over the megabytes of the inputs, with the lines that are read beside it."""
-    from potstill.curation.inputs import count_bytes, find_inputs
+    from potstill.curation.inputs import find_inputs
 
-    with progress("curate, MB", count_bytes(find_inputs(tuple(inputs))) // MEGABYTE) as advance:
+    num_bytes = sum(file.num_bytes for file in find_inputs(tuple(inputs)))
+    with progress("curate, MB", num_bytes // MEGABYTE) as advance:
         yield lambda num_bytes, lines: advance(num_bytes // MEGABYTE, note=f"{lines:,} lines")

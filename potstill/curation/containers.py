@@ -32,18 +32,28 @@ csv.field_size_limit(LONGEST_LINE_BYTES)
 
 
 def read_file(file: BinaryIO) -> Iterator[Line]:
-    """Every line or row of a file, whatever it is packed in. `file` stays open; it can be sought where it is Parquet."""
-    buffered = io.BufferedReader(Borrowed(file), BEGINNING_BYTES)
-    start = _beginning(buffered)
+    """Every line or row of a file, whatever it is packed in. `file` stays open; it can be sought where it is Parquet.
+
+    Errors: what reading `file` raises. Only what stands in it is told in lines: a disk or a store that fails is no bad line.
+    """
+    borrowed = Borrowed(file)
+    for line in _read(io.BufferedReader(borrowed, BEGINNING_BYTES)):
+        if borrowed.failure is not None:
+            raise borrowed.failure
+        yield line
+
+
+def _read(file: "BinaryFile") -> Iterator[Line]:
+    start = _beginning(file)
     packing = next((packing for mark, packing in PACKINGS.items() if start.startswith(mark)), None)
     if packing is not None:
-        yield from _unpacked(Unpacked(buffered, packing))
+        yield from _unpacked(Unpacked(file, packing))
     elif start.startswith(PARQUET):
-        yield from _rows(_parquet(buffered))
+        yield from _rows(_parquet(file))
     elif start.startswith((ARROW_FILE, ARROW_STREAM)):
-        yield from _rows(_arrow(buffered, is_stream=start.startswith(ARROW_STREAM)))
+        yield from _rows(_arrow(file, is_stream=start.startswith(ARROW_STREAM)))
     else:
-        yield from _text(buffered, start)
+        yield from _text(file, start)
 
 
 def _unpacked(raw: io.RawIOBase) -> Iterator[Line]:

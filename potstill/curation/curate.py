@@ -10,7 +10,7 @@ from potstill import redact
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.curation.containers import read_file
 from potstill.curation.identity import prompt_id
-from potstill.curation.inputs import FIELD, find_inputs, nothing_in, sha256
+from potstill.curation.inputs import Input, find_inputs, nothing_in
 from potstill.curation.readers import Line, RawPrompt
 from potstill.curation.split import assign_split
 from potstill.curation.turns import first_prompt, prompts_of
@@ -18,7 +18,6 @@ from potstill.errors import DataError
 from potstill.fingerprint import fingerprint
 from potstill.recipe import Curation
 from potstill.records import Prompt, QuarantinedLine, Row, Split, TaskKind, write_jsonl, write_parquet
-from potstill.roots import open_inside
 
 STAGE = "curate"
 VERSION = 3
@@ -50,7 +49,7 @@ class CurationSummary(Row):
 def stage_key(config: Curation, kind: TaskKind) -> StageKey:
     """The key of this config over the bytes of its inputs. Errors: `DataError` where an input is missing."""
     settings = config.model_dump(exclude={"inputs"})
-    inputs = [(path.name, sha256(path)) for path in find_inputs(config.inputs)]
+    inputs = [(file.name.rpartition("/")[2], file.digest) for file in find_inputs(config.inputs)]
     digest = fingerprint({"inputs": inputs, "config": settings, "kind": kind, "redaction": redact.VERSION})
     return StageKey(STAGE, VERSION, digest)
 
@@ -182,12 +181,12 @@ class _Curator:
             )
 
     def _sourced(self) -> Iterator[Sourced]:
-        for path in find_inputs(self.config.inputs):
-            for line in self._read(path):
+        for source in find_inputs(self.config.inputs):
+            for line in self._read(source):
                 self.counts["read"] += 1
                 self.repaired.update(line.repairs)
                 if line.prompt is None:
-                    self.quarantined.append(quarantined_line(path, line))
+                    self.quarantined.append(quarantined_line(source.name, line))
                     continue
                 self.workloads[line.prompt.workload] += 1
                 if self.config.workload is not None and line.prompt.workload != self.config.workload:
@@ -199,19 +198,19 @@ class _Curator:
                 prompts = list(prompts_of(raw, self.config.turns))
                 self.counts["earlier_turns"] += len(prompts) - 1
                 for prompt in prompts:
-                    yield Sourced(prompt, prompt_id(prompt.messages, prompt.tools), f"{path}:{line.number}")
+                    yield Sourced(prompt, prompt_id(prompt.messages, prompt.tools), f"{source.name}:{line.number}")
 
-    def _read(self, path: Path) -> Iterator[Line]:
-        with open_inside(path, FIELD) as file:
+    def _read(self, source: Input) -> Iterator[Line]:
+        with source.open() as file:
             for line in read_file(file):
                 if self.counts["read"] % LINES_PER_REPORT == 0:
                     self.on_progress(self.bytes_read + file.tell(), self.counts["read"])
                 yield line
-            self.bytes_read += os.fstat(file.fileno()).st_size
+            self.bytes_read += source.num_bytes
 
     def _check(self, kept: int) -> None:
         read, bad = self.counts["read"], len(self.quarantined)
-        names = ", ".join(str(path) for path in find_inputs(self.config.inputs))
+        names = ", ".join(source.name for source in find_inputs(self.config.inputs))
         if read == 0:
             raise nothing_in(find_inputs(self.config.inputs))
         if bad > self.config.max_bad_fraction * read:
@@ -239,11 +238,11 @@ class _Curator:
         return "; ".join(said)
 
 
-def quarantined_line(path: Path, line: Line) -> QuarantinedLine:
+def quarantined_line(name: str, line: Line) -> QuarantinedLine:
     """What is kept of a line that cannot be used."""
     redactor = redact.Redactor()
     excerpt = redactor.text(line.text.decode("utf-8", errors="replace"))[:200]
-    return QuarantinedLine(file=str(path), line=line.number, reason=redactor.text(line.reason or ""), excerpt=excerpt)
+    return QuarantinedLine(file=name, line=line.number, reason=redactor.text(line.reason or ""), excerpt=excerpt)
 
 
 def redact_prompt(raw: RawPrompt, counts: Counter[str]) -> RawPrompt:

@@ -1,22 +1,50 @@
-"""Which files a recipe's inputs name: files, globs, folders, and folders that `datasets` has saved."""
+"""Which files a recipe's inputs name: files, globs, folders, folders that `datasets` has saved, objects of a bucket."""
 
 import glob
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import orjson
 
+from potstill.curation import objects
 from potstill.errors import DataError
-from potstill.roots import check_path, check_pattern, open_inside
+from potstill.roots import check_path, check_pattern, check_url, open_inside
 
 FIELD = "curation.inputs"
 DATASET_STATE = "state.json"
 """What `Dataset.save_to_disk` leaves beside its Arrow files, and lists them in."""
 
 
-def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
+class Input(NamedTuple):
+    """One file, or one object."""
+
+    name: str
+    """Its path or address, as a prompt's source tells it."""
+    num_bytes: int
+    etag: str | None = None
+    """Of an object; None for a file."""
+
+    @property
+    def digest(self) -> str:
+        """Of its content: the sha256 of a file, an object's ETag, which the store changes with the content."""
+        if self.etag is not None:
+            return f"etag {self.etag}"
+        with open_inside(Path(self.name), FIELD) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def open(self) -> AbstractContextManager[BinaryIO]:
+        """To read; below a root, where a run is confined."""
+        if self.etag is not None:
+            check_url(self.name, FIELD)
+            return objects.open_object(self.name)
+        return open_inside(Path(self.name), FIELD)
+
+
+def find_inputs(patterns: tuple[str, ...]) -> list[Input]:
     """Every file that the patterns name, sorted. A folder stands for all files in it that are not hidden.
 
     Errors: `DataError` for a pattern that names none, or only empty files; `NotAuthorisedError` for what no root holds.
@@ -25,37 +53,40 @@ def find_inputs(patterns: tuple[str, ...]) -> list[Path]:
         raise DataError(
             "nothing has landed in the recipe's inbox, and its curation.inputs name nothing else: send prompts"
         )
-    found: set[Path] = set()
+    found: set[Input] = set()
     for pattern in patterns:
-        check_pattern(pattern, FIELD)
-        expanded = os.path.expanduser(pattern)  # noqa: PTH111 - pathlib raises for a home that nobody has
-        matches = [Path(name) for name in glob.glob(expanded, recursive=True)]  # noqa: PTH207 - absolute patterns
-        files = [file for path in matches for file in _files_at(path, is_named=len(matches) == 1)]
-        if not files:
-            raise DataError(f"input {pattern}: {_missing(matches)} (looked from {Path.cwd()})")
-        for path in files:
-            check_path(path, FIELD)
-        found.update(files)
-    if not any(path.stat().st_size for path in found):
+        found.update(_objects(pattern) if objects.is_address(pattern) else _files(pattern))
+    if not any(file.num_bytes for file in found):
         raise nothing_in(found)
     return sorted(found)
 
 
-def sha256(path: Path) -> str:
-    """Of the bytes of an input."""
-    with open_inside(path, FIELD) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def count_bytes(paths: Iterable[Path]) -> int:
-    """How large the files are together."""
-    return sum(path.stat().st_size for path in paths)
-
-
-def nothing_in(paths: Iterable[Path]) -> DataError:
+def nothing_in(inputs: Iterable[Input]) -> DataError:
     """The error for files without a line."""
-    names = ", ".join(map(str, sorted(paths)))
+    names = ", ".join(file.name for file in sorted(inputs))
     return DataError(f"{names}: no line in it: give a request log or chat JSONL with at least one prompt")
+
+
+def _objects(pattern: str) -> Iterator[Input]:
+    check_url(pattern, FIELD)
+    listed = objects.find_objects(pattern)
+    if not listed:
+        raise DataError(f"input {pattern}: no such object")
+    for found in listed:
+        yield Input(found.address, found.num_bytes, found.etag)
+
+
+def _files(pattern: str) -> Iterator[Input]:
+    check_pattern(pattern, FIELD)
+    expanded = os.path.expanduser(pattern)  # noqa: PTH111 - pathlib raises for a home that nobody has
+    matches = [Path(name) for name in glob.glob(expanded, recursive=True)]  # noqa: PTH207 - absolute patterns
+    files = [file for path in matches for file in _files_at(path, is_named=len(matches) == 1)]
+    if not files:
+        missing = "a folder without files" if matches and matches[0].is_dir() else "no such file"
+        raise DataError(f"input {pattern}: {missing} (looked from {Path.cwd()})")
+    for path in files:
+        check_path(path, FIELD)
+        yield Input(str(path), path.stat().st_size)
 
 
 def _files_at(path: Path, *, is_named: bool) -> Iterator[Path]:
@@ -92,7 +123,3 @@ def _files_of_dataset(state: Path) -> Iterator[Path]:
         if not (state.parent / name).is_file():
             raise DataError(f"{state}: names {name}, which is not there: copy the whole folder")
         yield state.parent / name
-
-
-def _missing(matches: list[Path]) -> str:
-    return "a folder without files" if matches and matches[0].is_dir() else "no such file"

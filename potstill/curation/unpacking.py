@@ -9,10 +9,11 @@ GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
 
 class Borrowed(io.RawIOBase):
-    """A file of somebody else's: closing this one leaves it open."""
+    """A file of somebody else's: closing this one leaves it open. What reading it failed with is kept in `failure`."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self.failure: Exception | None = None
 
     def readable(self) -> bool:
         return True
@@ -27,7 +28,11 @@ class Borrowed(io.RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any, /) -> int:
-        piece = self._file.read(len(buffer))
+        try:
+            piece = self._file.read(len(buffer))
+        except Exception as error:
+            self.failure = error
+            raise
         buffer[: len(piece)] = piece
         return len(piece)
 

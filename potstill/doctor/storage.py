@@ -8,7 +8,7 @@ from typing import Any
 
 from potstill.doctor.finding import Finding, fail, ok, warn
 from potstill.errors import PotstillError, UsageError
-from potstill.roots import INBOX, ROOTS_VARIABLE, read_roots
+from potstill.roots import INBOX, ROOTS_VARIABLE, read_roots, read_url_roots
 from potstill.webhook.signatures import VARIABLE as SECRETS_VARIABLE
 from potstill.webhook.signatures import Signatures
 
@@ -79,6 +79,8 @@ def check_roots() -> Iterator[Finding]:
             yield warn("data roots", f"{root}: everything", f"name only what recipes need in {ROOTS_VARIABLE}")
         else:
             yield ok("data roots", str(root))
+    for address in read_url_roots():
+        yield ok("data roots", f"{address}, not looked at")
 
 
 def check_inbox(home: Path) -> Finding:

@@ -60,9 +60,9 @@ def check_inputs(recipe: Recipe) -> Finding:
     named = tuple(name for name in recipe.curation.inputs if name != INBOX)
     if not named:
         return ok("inputs", "the inbox")
-    paths = find_inputs(named)
+    found = find_inputs(named)
     more = ", and the inbox" if len(named) < len(recipe.curation.inputs) else ""
-    return ok("inputs", f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 2**20:.1f} MiB{more}")
+    return ok("inputs", f"{len(found)} files, {sum(file.num_bytes for file in found) / 2**20:.1f} MiB{more}")
 
 
 def check_base(recipe: Recipe) -> Finding:

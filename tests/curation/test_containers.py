@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from pathlib import Path
 from random import Random
 
 import pyarrow as pa
@@ -154,9 +155,10 @@ class TestFolders:
         (tmp_path / "logs" / "june").mkdir(parents=True)
         for name in ("b.jsonl", "a.jsonl.gz", "june/c.csv", ".hidden"):
             (tmp_path / "logs" / name).write_bytes(b"x")
-        names = [str(path.relative_to(tmp_path)) for path in find_inputs((str(tmp_path / "logs"),))]
+        names = [file.name.removeprefix(f"{tmp_path}/") for file in find_inputs((str(tmp_path / "logs"),))]
         assert names == ["logs/a.jsonl.gz", "logs/b.jsonl", "logs/june/c.csv"]
-        assert [path.name for path in find_inputs((str(tmp_path / "logs" / "*"),))] == ["a.jsonl.gz", "b.jsonl"]
+        files = find_inputs((str(tmp_path / "logs" / "*"),))
+        assert [Path(file.name).name for file in files] == ["a.jsonl.gz", "b.jsonl"]
 
     def test_a_saved_data_set_is_read_as_its_files(self, tmp_path):
         from datasets import Dataset, DatasetDict
@@ -164,7 +166,7 @@ class TestFolders:
         DatasetDict({"train": Dataset.from_list(ROWS[:200]), "more": Dataset.from_list(ROWS[200:])}).save_to_disk(
             tmp_path / "set"
         )
-        paths = find_inputs((str(tmp_path / "set"),))
+        paths = [Path(file.name) for file in find_inputs((str(tmp_path / "set"),))]
         assert {path.suffix for path in paths} == {".arrow"}
         assert sum(len(contents(path.read_bytes())[0]) for path in paths) == 300
 
@@ -179,6 +181,18 @@ class TestFolders:
     def test_an_empty_folder_is_told(self, tmp_path):
         with pytest.raises(DataError, match="a folder without files"):
             find_inputs((str(tmp_path),))
+
+
+@pytest.mark.parametrize("kind", ["lines", "gzip", "zstandard", "Parquet", "Arrow file", "CSV", "JSON list"])
+def test_a_disk_or_a_store_that_fails_is_no_bad_line(kind):
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 500:
+                raise ConnectionResetError("gone")
+            return super().read(min(size, 400) if size > 0 else 400)
+
+    with pytest.raises(ConnectionResetError):
+        list(read_file(Failing(PACKED[kind] + b" " * 2000)))
 
 
 @settings(max_examples=200, deadline=None)

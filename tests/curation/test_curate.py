@@ -3,6 +3,7 @@
 import json
 import random
 import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -317,7 +318,7 @@ class TestFailures:
             (tmp_path / name).write_text("{}")
         (tmp_path / "c.jsonl").mkdir()
         found = find_inputs((str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")))
-        assert found == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+        assert [Path(file.name) for file in found] == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
 
 
 class TestKey:

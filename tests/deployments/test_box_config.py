@@ -71,6 +71,12 @@ def test_a_section_that_is_null_is_not_started(tmp_path, places):
     assert [process.name for process in listed] == ["server", "setup", "cpu-1"]
 
 
+def test_runs_read_below_directories_of_the_checkout_and_prefixes_of_buckets(places):
+    box = Box(data_roots=("logs", "/srv/prompts", "s3://bucket/logs"))
+    roots = environments(box, places, {}).worker["POTSTILL_DATA_ROOTS"]
+    assert roots == f"{ROOT}/logs:/srv/prompts:s3://bucket/logs:{places.home}/inbox"
+
+
 def test_each_card_has_a_worker_that_sees_no_other(places):
     box = Box.model_validate({"workers": {"gpu_cards": ["0", "3"]}})
     listed = {process.name: process for process in processes(box, places, environments(box, places, {}), "box.yaml")}

@@ -283,9 +283,11 @@ class TestStorage:
         assert one(storage.check_roots()).status == "warn"
         monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{home};{home}/gone;/")
         assert [found.status for found in storage.check_roots()] == ["ok", "fail", "warn"]
-        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{home};s3://bucket/x")
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{home};s3://bucket/x/")
+        assert [found.said for found in storage.check_roots()] == [str(home), "s3://bucket/x, not looked at"]
+        monkeypatch.setenv("POTSTILL_DATA_ROOTS", f"{home};https://host/x")
         [found] = examine([Check("data roots", storage.check_roots)])
-        assert (found.status, "s3://bucket/x: name an absolute directory" in found.said) == ("fail", True)
+        assert (found.status, "https://host/x: name an absolute directory" in found.said) == ("fail", True)
 
     def test_secrets_of_the_webhook_are_counted_and_never_shown(self, home: Path, monkeypatch: pytest.MonkeyPatch):
         assert storage.check_inbox(home).status == "warn"
