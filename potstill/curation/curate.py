@@ -9,6 +9,7 @@ from typing import NamedTuple
 from potstill import redact
 from potstill.artifacts import ArtifactRef, ArtifactStore, StageKey
 from potstill.curation.containers import read_file
+from potstill.curation.habits import Habits
 from potstill.curation.identity import prompt_id
 from potstill.curation.inputs import Input, find_inputs, nothing_in
 from potstill.curation.readers import Line, RawPrompt
@@ -134,6 +135,7 @@ class _Curator:
         self.splits: Counter[Split] = Counter()
         self.workloads: Counter[str] = Counter()
         self.quarantined: list[QuarantinedLine] = []
+        self.habits = Habits()
         self.bytes_read = 0
 
     def write(self, directory: Path) -> int:
@@ -147,7 +149,7 @@ class _Curator:
             failed_calls=self.counts["failed_calls"],
             other_workloads=self.counts["other_workloads"],
             earlier_turns=self.counts["earlier_turns"],
-            flags=dict(self.flags),
+            flags=dict(self.flags + self.habits.flags()),
             exact_duplicates=self.counts["exact_duplicates"],
             kept=kept,
             splits={split: self.splits[split] for split in ("train", "validation", "test")},
@@ -194,6 +196,7 @@ class _Curator:
                     continue
                 self.counts["failed_calls"] += line.prompt.failed_call
                 self.flags.update(line.prompt.flags)
+                self.habits.observe(line.prompt)
                 raw = redact_prompt(line.prompt, self.redactions)
                 prompts = list(prompts_of(raw, self.config.turns))
                 self.counts["earlier_turns"] += len(prompts) - 1

@@ -9,8 +9,8 @@ from potstill.answer_schema import validator_of
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
 from potstill.records import Message
+from potstill.refusals import is_refusal
 from potstill.teacher.choosing import parsed_json
-from potstill.teacher.refusals import is_refusal
 
 VERSION = 5
 TRUNCATED = "truncated"

@@ -63,7 +63,7 @@ def test_a_record_of_a_known_form_is_a_prompt(record, messages, more):
     found = read(record)
     assert found.reason is None
     expected = {"messages": messages, "tools": None, "workload": "", "row_id": None, "reference": None} | more
-    assert found.prompt._asdict() == {"failed_call": False, "flags": ()} | expected
+    assert found.prompt._asdict() == {"failed_call": False, "flags": (), "answer": found.prompt.answer} | expected
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from potstill.ledger.entries import NO_CAPS
 from potstill.llm.messages import Reply
 from potstill.recipe import Task
 from potstill.records import Usage
+from potstill.refusals import LONGEST, is_refusal
 from potstill.teacher.collect import collect, read_summary
 from potstill.teacher.plan import make_plan
 from potstill.teacher.quality import quarantine_reason
-from potstill.teacher.refusals import LONGEST, is_refusal
 from potstill.teacher.rows import ListedRows
 from potstill.teacher.session import TeacherSession
 from tests.fake_teacher import QUICK, FakeTeacher, make_teacher, row

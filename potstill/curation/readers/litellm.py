@@ -27,14 +27,16 @@ def read(record: dict[str, Any]) -> RawPrompt | None:
             "messages: LiteLLM has not kept the prompt: set general_settings.store_prompts_in_spend_logs to true"
         )
     workload = _workload(parsed(record.get("request_tags")))
-    response = read_response(parsed(record.get("response")) or None)
+    messages = check_messages(messages)
+    response = read_response(parsed(record.get("response")) or None, messages)
     return RawPrompt(
-        messages=check_messages(messages),
+        messages=messages,
         tools=check_tools(request.get("tools")),
         workload=workload,
         row_id=row_id_of(record, "request_id"),
         failed_call=response.is_error or record.get("status") == "failure",
         flags=(*([] if workload else ["no_workload_id"]), *response.flags),
+        answer=response.answer,
     )
 
 

@@ -14,12 +14,14 @@ def read(record: dict[str, Any]) -> RawPrompt | None:
     if not isinstance(request, dict):
         raise ValueError(f"request: {type(request).__name__}, not an object")
     workload = workload_of(record)
-    response = read_response(record.get("response"))
+    messages = check_messages(request.get("messages"))
+    response = read_response(record.get("response"), messages)
     return RawPrompt(
-        messages=check_messages(request.get("messages")),
+        messages=messages,
         tools=check_tools(request.get("tools")),
         workload=workload,
         row_id=row_id_of(record, "id"),
         failed_call=response.is_error,
         flags=(*([] if workload else ["no_workload_id"]), *response.flags),
+        answer=response.answer,
     )

@@ -23,7 +23,9 @@ class RawPrompt(NamedTuple):
     failed_call: bool = False
     """The log shows an error in place of an answer."""
     flags: tuple[str, ...] = ()
-    """What is odd about the line, though it can be used: empty_response, truncated, no_workload_id."""
+    """What is odd about the line, though it can be used: empty_response, truncated, refusal, no_workload_id."""
+    answer: str | None = None
+    """What a log shows as the answer, where nothing is odd about it."""
 
 
 def check_messages(value: Any) -> list[Message]:

@@ -26,14 +26,14 @@ def read(record: dict[str, Any]) -> RawPrompt | None:
         )
     metadata = record.get("metadata")
     workload = workload_of(metadata) if isinstance(metadata, dict) else ""
-    response = read_response(record)
+    said = [{name: one[name] for name in KEPT if one.get(name) is not None} for one in check_messages(messages)]
+    response = read_response(record, said)
     return RawPrompt(
-        messages=[
-            {name: said[name] for name in KEPT if said.get(name) is not None} for said in check_messages(messages)
-        ],
+        messages=said,
         tools=check_tools(record.get("tools")),
         workload=workload,
         row_id=row_id_of(record, "id"),
         failed_call=response.is_error,
         flags=(*([] if workload else ["no_workload_id"]), *response.flags),
+        answer=response.answer,
     )
