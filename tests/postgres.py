@@ -47,6 +47,13 @@ class PostgresServer:
             connection.execute(f"CREATE SCHEMA {name}".encode())
         return f"{self._address}?options=-csearch_path%3D{name}"
 
+    def new_prefect_database(self) -> str:
+        """The same for Prefect's server, which takes no schema of its own: a whole database."""
+        name = f"prefect_{next(self._numbers)}"
+        with psycopg.connect(self._address, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return f"{self._address.replace('postgresql', 'postgresql+asyncpg', 1).removesuffix('postgres')}{name}"
+
 
 @contextmanager
 def running_server(binaries: Path) -> Iterator[PostgresServer]:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.drill
 
 FILE = "notify: [{to: webhook, url_env: HOOK_URL}]"
 RUN_SECONDS = 180
-BUDGET_USD = "0.002"
+BUDGET_USD = 0.002
 """For some of 400 prompts."""
 
 

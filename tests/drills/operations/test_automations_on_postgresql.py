@@ -16,7 +16,7 @@ pytestmark = pytest.mark.drill
 def test_automations_alerts_and_the_time_after_an_outage_on_postgresql(
     postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    address = postgres.new_database().partition("?")[0].replace("postgresql://", "postgresql+asyncpg://")
+    address = postgres.new_prefect_database()
     alerts = tmp_path / "alerts.yaml"
     alerts.write_text("notify: [{to: webhook, url_env: HOOK_URL}]")
     settings = {"PREFECT_API_DATABASE_CONNECTION_URL": address}

@@ -36,7 +36,7 @@ __all__ = [
 
 @pytest.fixture(scope="module")
 def scene(stage: Callable[..., AbstractContextManager[Scene]], postgres: PostgresServer) -> Iterator[Scene]:
-    prefect = postgres.new_database().partition("?")[0].replace("postgresql://", "postgresql+asyncpg://")
+    prefect = postgres.new_prefect_database()
     with stage(
         latency_ms=100, PREFECT_API_DATABASE_CONNECTION_URL=prefect, POTSTILL_LEDGER=postgres.new_database()
     ) as scene:
