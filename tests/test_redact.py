@@ -18,6 +18,9 @@ PERSONAL = {
         "+33 1 42 68 53 00",
         "020 7946 0018",
         "0171 2345678",
+        "001-212-736-5000",
+        "212-736-5000x1234",
+        "+44 20 7946 0958 ext. 12",
     ],
     "card": [
         "4539 1488 0343 6467",
@@ -27,6 +30,18 @@ PERSONAL = {
         "4539.1488.0343.6467",
     ],
     "iban": ["NL91 ABNA 0417 1643 00", "NL91ABNA0417164300", "nl91 abna 0417 1643 00", "CH93 0076 2011 6238 5295 7"],
+    "ssn": ["536-90-4399", "001-01-0001"],
+    "national_id": [
+        "AB 12 34 56 C",
+        "AB123456C",
+        "2 95 10 99 126 111 93",
+        "RCCMNL83S18D969H",
+        "54362315K",
+        "X2482300W",
+        "390.533.447-05",
+    ],
+    "ip": ["192.168.100.200", "8.8.8.8", "10.0.0.17"],
+    "ipv6": ["fe80::1ff:fe23:4567:890a", "2a00:1450:4001:81b::200e", "2A00:1450:4001:081B:0000:0000:0000:200E"],
     "api_key": [
         "sk-proj-abcdefghijklmnopqrstuvwx",
         "sk-ant-api03-abcdefghijklmnopqrst",
@@ -48,7 +63,6 @@ HARMLESS = [
     "2026-11-24T10:20:30Z",
     "20261124120000",
     "version 1.2.3",
-    "192.168.100.200",
     "3.14159265358979",
     "0.1712345678 0.2079460018",
     "007 0171-45",
@@ -84,6 +98,13 @@ HARMLESS = [
     "550e8400-e29b-41d4-a716-446655440000",
     "order-2127365000, ticket 2127365000",
     "127.0.0.1:8080",
+    "0.0.0.0, 255.255.255.0, 224.0.0.1, 192.0.2.7, 2001:db8::7, ::1",
+    "version 1.2.3.4, v10.0.0.1, numpy==2.3.4.5, § 1.2.3.4, release 4.3.2.1",
+    "1.2.3.4.5, 1.2.3.4-rc1, 256.1.1.1, 1.2.3.4b",
+    "a[::2], x[1::2], std::b, 10:20:30, 00:1b:44:11:3a:b7, a::b::c",
+    "000-12-3456, 666-12-3456, 900-12-3456, 123-00-4567, 123-45-0000, 987-65-4321",
+    "12345678A, AB123456E, GB123456A, QQ123456C, 390.533.447-06",
+    "https://example.com/a:b@c, http://user:password@host, mailto:ann",
     "git@github.com:org/repo.git",
     "pip install git+ssh://git@gitlab.com/org/repo.git",
     '@app.route("/x")',
@@ -105,6 +126,36 @@ def test_personal_data_is_replaced_and_counted(kind, value, frame):
     before, after = frame.format("\0").split("\0")
     assert text.startswith(before)
     assert text.endswith(after)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Fax: 2127365000", "2127365000"),
+        ("call 02079460018.", "02079460018"),
+        ("Tel. 2127365000", "2127365000"),
+        ("my number is 2127365000, ask", "2127365000"),
+        ("Office,07700 900 966-Fax", "07700 900 966"),
+    ],
+)
+def test_a_number_without_gaps_is_a_telephone_number_behind_a_word_that_says_so(text, number):
+    redactor = Redactor()
+    assert number not in redactor.text(text)
+    assert redactor.counts == {"phone": 1}
+
+
+@pytest.mark.parametrize("text", ["order 2127365000", "Fax: 123", "call 1234567890123456", "phone=1111111111"])
+def test_another_number_is_none(text):
+    assert Redactor().text(text) == text
+
+
+def test_a_password_in_a_url_goes_and_its_host_stays():
+    redactor = Redactor()
+    text = redactor.text(
+        "postgresql://app:s3cr3t!@db.acme.io:5432/x and https://ann%40acme.io:tok-en@git.acme.io/r.git"
+    )
+    assert text == "postgresql://user:password@db.acme.io:5432/x and https://user:password@git.acme.io/r.git"
+    assert redactor.counts == {"url_password": 2}
 
 
 @pytest.mark.parametrize("text", HARMLESS)

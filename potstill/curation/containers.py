@@ -85,7 +85,11 @@ def _text(file: "BinaryFile", start: bytes) -> Iterator[Line]:
 
 def _json_list(file: "BinaryFile") -> Iterator[Line]:
     """The elements of a list that is the whole file; the lines of a file that only begins like one."""
-    content = file.read(LONGEST_LIST_BYTES + 1)
+    try:
+        content = file.read(LONGEST_LIST_BYTES + 1)
+    except (OSError, EOFError) as error:
+        yield Line(1, b"", None, f"the file cannot be read further: {error}")
+        return
     if len(content) > LONGEST_LIST_BYTES:
         reason = f"a JSON list of more than {LONGEST_LIST_BYTES:,} bytes is not read: write one object a line"
         yield Line(1, content[:4096], None, reason)
