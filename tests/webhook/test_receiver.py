@@ -109,12 +109,17 @@ class TestAccepted:
         assert sender.send("m1", body, kind=LINES).json()["accepted"] == len(texts)
         assert landed(sender.home) == texts
 
+    def test_a_line_that_curation_can_mend_is_taken(self, sender) -> None:
+        body = b'{"messages": [{"role": "user", "content": "a \\ud800"}]}\n{"prompt": "n\1", "score": NaN}'
+        assert sender.send("m1", body, kind=LINES).json() == {"accepted": 2, "rejected": 0, "errors": []}
+        assert landed(sender.home) == ["a \ufffd", "n\1"]
+
 
 class TestRefused:
     @pytest.mark.parametrize(
         ("body", "reason"),
         [
-            (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "not valid JSON"),
+            (b'{"messages": [{"role": "user", "content": "a"', "not valid JSON"),
             (b"[" * 900 + b"]" * 900, "nested too deeply"),
             (b'{"x": ' * 120 + b"1" + b"}" * 120, "nested too deeply"),
             (b'{"role": "user"}', "of no known form, by its fields: role"),
